@@ -1,0 +1,199 @@
+"""The agent's settings: `client_config.ini` and `GPUMON_AGENT__SECTION__KEY`.
+
+The keys of the old program keep their names; what they do is said here, once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+ENVIRONMENT_PREFIX = "GPUMON_AGENT__"
+
+
+class Authentication(msgspec.Struct, frozen=True, kw_only=True):
+    """Who sends."""
+
+    client_name: Annotated[
+        str,
+        Meta(
+            description="Name under which samples are stored. Empty: the variable NODE_NAME, else the host's name."
+        ),
+    ] = ""
+
+
+class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
+    """When the GPUs are read."""
+
+    interval_seconds: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=3600,
+            description="Time between two samples of a GPU. A tick that comes late is skipped, "
+            "never made up for.",
+            extra={"unit": "s"},
+        ),
+    ] = 5.0
+    call_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            description="A GPU that has not answered by then is reported as unknown; the others "
+            "are not kept waiting.",
+            extra={"unit": "s"},
+        ),
+    ] = 5.0
+    nvml_retry_interval: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="Pause between tries to open NVML or to find a lost GPU again.",
+            extra={"unit": "s"},
+        ),
+    ] = 10.0
+    fake_nvml: Annotated[
+        str,
+        Meta(
+            description="A scenario file (TOML): simulated GPUs instead of real ones. Also the variable "
+            "GPUMON_FAKE_NVML. Empty: real GPUs."
+        ),
+    ] = ""
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """Where samples go."""
+
+    server_host: Annotated[
+        str, Meta(pattern=r"^https?://", description="Address of the server, with http:// or https://.")
+    ] = "http://localhost"
+    server_port: Annotated[int, Meta(ge=1, le=65535, description="Port of the server.")] = 5000
+    api_endpoint: Annotated[str, Meta(pattern=r"^/", description="Path that receives samples.")] = (
+        "/api/receive-data"
+    )
+    connection_timeout: Annotated[
+        float, Meta(gt=0, description="Longest wait for a connection.", extra={"unit": "s"})
+    ] = 30.0
+    read_timeout: Annotated[
+        float, Meta(gt=0, description="Longest wait for an answer.", extra={"unit": "s"})
+    ] = 60.0
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """How samples are gathered and what happens while the server is away."""
+
+    max_retries: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How often the delay between tries grows. After that the batch is tried again at "
+            "the longest delay, as long as the spool holds it: it is never given up for a count.",
+            extra={"unit": "tries"},
+        ),
+    ] = 3
+    retry_delay: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Delay before the first further try; a random part of it is left out, so "
+            "that agents don't come all at once.",
+            extra={"unit": "s"},
+        ),
+    ] = 5.0
+    retry_backoff: Annotated[float, Meta(ge=1, description="Factor by which the delay grows.")] = 2.0
+    batch_size: Annotated[
+        int, Meta(ge=1, le=10_000, description="Samples that make a batch.", extra={"unit": "samples"})
+    ] = 10
+    batch_interval: Annotated[
+        float,
+        Meta(gt=0, description="A batch is sent at this age, even if it is smaller.", extra={"unit": "s"}),
+    ] = 30.0
+    compress: Annotated[
+        bool, Meta(description="Compress what is sent by gzip. Off for servers of the old program.")
+    ] = True
+    shutdown_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=600,
+            description="At a stop, time to send what is left; the rest goes to the spool's disk.",
+            extra={"unit": "s"},
+        ),
+    ] = 5.0
+
+
+class Spool(msgspec.Struct, frozen=True, kw_only=True):
+    """Where samples wait while the server is away."""
+
+    directory: Annotated[
+        str, Meta(description="Folder for batches that memory does not hold; empty: memory only.")
+    ] = "./spool"
+    memory_mb: Annotated[
+        float, Meta(gt=0, description="Batches held in memory before the disk is used.", extra={"unit": "MB"})
+    ] = 2.0
+    disk_mb: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Batches held on disk. When it is full, the oldest are dropped and counted.",
+            extra={"unit": "MB"},
+        ),
+    ] = 256.0
+
+
+class GpuMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Which groups of readings are taken. One that is off is absent, never 0."""
+
+    include_utilization: Annotated[
+        bool, Meta(description="Utilisation of GPU, memory controller, codecs, and GPM.")
+    ] = True
+    include_memory: Annotated[bool, Meta(description="Memory total, used, free, reserved.")] = True
+    include_temperature: Annotated[bool, Meta(description="Temperatures.")] = True
+    include_power: Annotated[bool, Meta(description="Power, power limit, energy.")] = True
+    include_fan_speed: Annotated[bool, Meta(description="Fan speed.")] = True
+    include_clocks: Annotated[
+        bool, Meta(description="Clocks, performance state, why clocks are not higher.")
+    ] = True
+    include_links: Annotated[bool, Meta(description="PCIe and NVLink counters.")] = True
+    include_health: Annotated[bool, Meta(description="ECC errors.")] = True
+    include_processes: Annotated[bool, Meta(description="Number of processes.")] = True
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent's own HTTP port: /metrics, /healthz, /readyz."""
+
+    host: Annotated[str, Meta(description="Address of the agent's own port.")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=-1, le=65535, description="The agent's own port; 0 takes a free one, -1 opens none.")
+    ] = 9435
+
+
+class Logging(msgspec.Struct, frozen=True, kw_only=True):
+    """What is logged, and where."""
+
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="Least severity that is logged.")
+    ] = "INFO"
+    log_file: Annotated[str, Meta(description="Log file; empty is none.")] = "./logs/client.log"
+    console_output: Annotated[bool, Meta(description="Log to standard error, too.")] = True
+    log_max_size: Annotated[
+        float, Meta(gt=0, description="A log file this large is rotated.", extra={"unit": "MB"})
+    ] = 50.0
+    log_backup_count: Annotated[int, Meta(ge=0, description="Rotated log files that are kept.")] = 10
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of the agent."""
+
+    authentication: Authentication = Authentication()
+    monitoring: Monitoring = Monitoring()
+    server: Server = Server()
+    network: Network = Network()
+    spool: Spool = Spool()
+    gpu_metrics: GpuMetrics = GpuMetrics()
+    status: Status = Status()
+    logging: Logging = Logging()

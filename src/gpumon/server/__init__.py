@@ -1,0 +1,1 @@
+"""The server: receives samples over HTTP, keeps them in daily CSV files, answers questions about them."""

@@ -1,0 +1,213 @@
+"""The server's settings: `server_config.ini` and `GPUMON_SERVER__SECTION__KEY`.
+
+The keys of the old program keep their names; what they do is said here, once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+ENVIRONMENT_PREFIX = "GPUMON_SERVER__"
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the server listens and what it accepts."""
+
+    host: Annotated[str, Meta(description="Address to listen on. 0.0.0.0 is every IPv4 interface.")] = (
+        "0.0.0.0"  # noqa: S104
+    )
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 5000
+    debug: Annotated[bool, Meta(description="Log at DEBUG, whatever log_level says.")] = False
+    timezone: Annotated[
+        str,
+        Meta(
+            description="IANA zone whose days name the files and whose hours and days the answers use, "
+            "and in which timestamps without an offset are understood."
+        ),
+    ] = "UTC"
+    max_body_mb: Annotated[
+        float,
+        Meta(
+            gt=0, le=1024, description="Largest request body, also after decompression.", extra={"unit": "MB"}
+        ),
+    ] = 16.0
+    cors_origins: Annotated[
+        str,
+        Meta(
+            description="Origins, separated by commas, whose pages may read the API; empty is none, * is any."
+        ),
+    ] = ""
+    shutdown_seconds: Annotated[
+        float,
+        Meta(
+            ge=0, le=600, description="At a stop, longest wait for requests under way.", extra={"unit": "s"}
+        ),
+    ] = 10.0
+
+
+class Storage(msgspec.Struct, frozen=True, kw_only=True):
+    """The daily CSV files."""
+
+    output_directory: Annotated[
+        str, Meta(min_length=1, description="Folder of the CSV files. One server owns it.")
+    ] = "./data"
+    csv_filename_prefix: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9._-]+$", description="Files are named <prefix>_YYYYMMDD.csv.")
+    ] = "gpu_metrics"
+    max_file_size_mb: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="With file_split_mode=size: a day's file this large gets a further part.",
+            extra={"unit": "MB"},
+        ),
+    ] = 100.0
+    file_split_mode: Annotated[
+        Literal["daily", "size", "hourly"],
+        Meta(
+            description="daily: a day is one file. size or hourly: further parts <prefix>_YYYYMMDD.NNN.csv, "
+            "by size or one an hour. Queries treat the parts as one day."
+        ),
+    ] = "daily"
+    enable_file_compression: Annotated[
+        bool, Meta(description="Turn files of past days into .csv.gz. Queries read them all the same.")
+    ] = False
+    compress_after_days: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="With compression: days a file stays plain, because late samples may still come.",
+            extra={"unit": "days"},
+        ),
+    ] = 2
+    data_retention_days: Annotated[
+        int,
+        Meta(ge=0, description="Delete files of days older than this; 0 keeps all.", extra={"unit": "days"}),
+    ] = 30
+    max_disk_mb: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Delete the oldest days while the folder is larger than this; 0 is no limit.",
+            extra={"unit": "MB"},
+        ),
+    ] = 0.0
+
+
+class Logging(msgspec.Struct, frozen=True, kw_only=True):
+    """What is logged, and where."""
+
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="Least severity that is logged.")
+    ] = "INFO"
+    log_file: Annotated[str, Meta(description="Log file; empty is none.")] = "./logs/server.log"
+    console_output: Annotated[bool, Meta(description="Log to standard error, too.")] = True
+    log_max_size: Annotated[
+        float, Meta(gt=0, description="A log file this large is rotated.", extra={"unit": "MB"})
+    ] = 50.0
+    log_backup_count: Annotated[int, Meta(ge=0, description="Rotated log files that are kept.")] = 10
+    log_api_requests: Annotated[bool, Meta(description="Log a line for each request.")] = True
+
+
+class Performance(msgspec.Struct, frozen=True, kw_only=True):
+    """How samples reach the disk."""
+
+    batch_write_size: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Rows that start a write at once; fewer wait up to commit_delay_ms for company.",
+            extra={"unit": "rows"},
+        ),
+    ] = 50
+    commit_delay_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1000,
+            description="Longest wait for further batches before a write, so that one sync serves many.",
+            extra={"unit": "ms"},
+        ),
+    ] = 5.0
+    buffer_size: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Batches that may wait for the disk; a further one is answered 429 and comes "
+            "again later.",
+            extra={"unit": "batches"},
+        ),
+    ] = 1000
+    gc_interval: Annotated[
+        float,
+        Meta(
+            ge=1,
+            description="Pause between housekeeping runs: retention, compression, disk cap, memory.",
+            extra={"unit": "s"},
+        ),
+    ] = 300.0
+    file_sync_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="0: every answer 200 means that the rows are on the disk. More: the files are synced "
+            "this often only, and a power cut (not a crash of the server) loses up to that much.",
+            extra={"unit": "s"},
+        ),
+    ] = 0.0
+    query_memory_mb: Annotated[
+        int,
+        Meta(
+            ge=64, description="Memory that queries may use before they spill to disk.", extra={"unit": "MB"}
+        ),
+    ] = 256
+    query_threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one query may use.")] = 2
+    query_timeout_seconds: Annotated[
+        float,
+        Meta(gt=0, description="A query that takes longer is stopped and answered 503.", extra={"unit": "s"}),
+    ] = 30.0
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What counts as believable and answerable."""
+
+    accept_future_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="How far ahead of the server's clock a sample may be stamped.",
+            extra={"unit": "s"},
+        ),
+    ] = 3600.0
+    accept_past_days: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="How old a sample may be, so that an agent can deliver what an outage held back.",
+            extra={"unit": "days"},
+        ),
+    ] = 400.0
+    max_range_days: Annotated[
+        int, Meta(ge=1, description="Longest range that one query may ask for.", extra={"unit": "days"})
+    ] = 366
+    stale_after_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="A GPU whose newest sample is older is listed as stale, not active.",
+            extra={"unit": "s"},
+        ),
+    ] = 120.0
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of the server."""
+
+    server: Server = Server()
+    storage: Storage = Storage()
+    logging: Logging = Logging()
+    performance: Performance = Performance()
+    limits: Limits = Limits()
