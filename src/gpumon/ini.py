@@ -133,8 +133,8 @@ def _convert(settings: type[S], values: dict[str, Any], where: Mapping[tuple[str
         section, _, name = at.rstrip("`").partition(".")
         if not name:
             raise SettingsError(reason) from error
-        got = values[section][name]
+        key = next(k for k in keys(settings) if (k.section, k.name) == (section, name))
         raise SettingsError(
-            f"[{section.upper()}] {name} = {got!r} (from {where[section, name]}) is not valid: {reason.lower()}. "
-            f"Meaning of the key: {next(k.help for k in keys(settings) if (k.section, k.name) == (section, name))}"
+            f"[{section.upper()}] {name} = {values[section][name]!r} (from {where[section, name]}) is not valid: "
+            f"{reason.lower()}. Meaning of the key: {key.help}"
         ) from error

@@ -24,7 +24,7 @@ MAX_TEXT = 253
 
 def _wire_type(field: Field) -> Any:
     base: Any
-    if field.kind == "text" or field.kind == "instant":
+    if field.kind in {"text", "instant"}:
         base = Annotated[str, msgspec.Meta(min_length=1 if field.required else None, max_length=MAX_TEXT)]
     else:
         number = int if field.kind == "int" else float
