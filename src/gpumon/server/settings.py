@@ -16,9 +16,7 @@ ENVIRONMENT_PREFIX = "GPUMON_SERVER__"
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Where the server listens and what it accepts."""
 
-    host: Annotated[str, Meta(description="Address to listen on. 0.0.0.0 is every IPv4 interface.")] = (
-        "0.0.0.0"  # noqa: S104
-    )
+    host: Annotated[str, Meta(description="Address to listen on. 0.0.0.0 is every IPv4 interface.")] = "0.0.0.0"  # noqa: S104
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 5000
     debug: Annotated[bool, Meta(description="Log at DEBUG, whatever log_level says.")] = False
     timezone: Annotated[
@@ -30,21 +28,15 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     ] = "UTC"
     max_body_mb: Annotated[
         float,
-        Meta(
-            gt=0, le=1024, description="Largest request body, also after decompression.", extra={"unit": "MB"}
-        ),
+        Meta(gt=0, le=1024, description="Largest request body, also after decompression.", extra={"unit": "MB"}),
     ] = 16.0
     cors_origins: Annotated[
         str,
-        Meta(
-            description="Origins, separated by commas, whose pages may read the API; empty is none, * is any."
-        ),
+        Meta(description="Origins, separated by commas, whose pages may read the API; empty is none, * is any."),
     ] = ""
     shutdown_seconds: Annotated[
         float,
-        Meta(
-            ge=0, le=600, description="At a stop, longest wait for requests under way.", extra={"unit": "s"}
-        ),
+        Meta(ge=0, le=600, description="At a stop, longest wait for requests under way.", extra={"unit": "s"}),
     ] = 10.0
 
 
@@ -136,8 +128,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="Batches that may wait for the disk; a further one is answered 429 and comes "
-            "again later.",
+            description="Batches that may wait for the disk; a further one is answered 429 and comes again later.",
             extra={"unit": "batches"},
         ),
     ] = 1000
@@ -160,9 +151,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
     query_memory_mb: Annotated[
         int,
-        Meta(
-            ge=64, description="Memory that queries may use before they spill to disk.", extra={"unit": "MB"}
-        ),
+        Meta(ge=64, description="Memory that queries may use before they spill to disk.", extra={"unit": "MB"}),
     ] = 256
     query_threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one query may use.")] = 2
     query_timeout_seconds: Annotated[
@@ -178,10 +167,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(
             ge=0,
-            description="How far ahead of the server's clock a sample may be stamped.",
+            description="How far ahead of the server's clock a sample may be stamped. A day by default, because "
+            "clients of the old program send local time without an offset.",
             extra={"unit": "s"},
         ),
-    ] = 3600.0
+    ] = 86_400.0
     accept_past_days: Annotated[
         float,
         Meta(

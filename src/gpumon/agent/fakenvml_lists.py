@@ -1,0 +1,111 @@
+"""Answers of the simulated library that are lists: processes, their use of the GPU, retired pages.
+
+NVML's custom with lists: asked with no room, it says INSUFFICIENT_SIZE and how much room it takes; asked with
+room, it fills. A caller that brings room at once needs one call.
+"""
+# ruff: noqa: N802
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpumon.agent.fakenvml_abi import NOT_AVAILABLE, Return
+from gpumon.agent.fakenvml_calls import GPU_CALLS, MIG_CALLS, gpu_call, number
+from gpumon.agent.simgpu import Held, MigInstance, SimGpu
+
+_UTILIZATION_INFO_V1 = 0x01000018
+_SAMPLES_PER_SECOND = 6
+_DOUBLE_BIT_ERROR = 1
+_JUNK: Sequence[tuple[int, int]] = ((0, 37_100), (4_294_967_295, 101))
+"""Rows seen from real drivers: (pid, utilisation in %)."""
+
+
+def _processes(held: Sequence[Held], kind: str, count: Any, array: Any) -> int:
+    chosen = [process for process in held if process.kind == kind]
+    room = count._obj.value if array is not None else 0
+    count._obj.value = len(chosen)
+    if len(chosen) > room:
+        return Return.INSUFFICIENT_SIZE
+    rows = getattr(array, "_obj", array)
+    for i, process in enumerate(chosen):
+        row = rows[i]
+        row.pid = process.pid
+        row.usedGpuMemory = NOT_AVAILABLE if process.memory_bytes is None else process.memory_bytes
+        row.gpuInstanceId = process.gpu_instance
+        row.computeInstanceId = process.compute_instance
+    return Return.SUCCESS
+
+
+def _list_of(kind: str) -> tuple[Callable[..., int], Callable[..., int]]:
+    def of_gpu(gpu: SimGpu, t: float, count: Any, array: Any) -> int:
+        return _processes(gpu.held, kind, count, array)
+
+    def of_mig(gpu: SimGpu, mig: MigInstance, t: float, count: Any, array: Any) -> int:
+        return _processes(mig.held, kind, count, array)
+
+    return of_gpu, of_mig
+
+
+for _name, _kind in (("Compute", "compute"), ("Graphics", "graphics"), ("MPSCompute", "mps")):
+    _call = f"nvmlDeviceGet{_name}RunningProcesses_v3"
+    GPU_CALLS[_call], MIG_CALLS[_call] = _list_of(_kind)
+
+
+def _working(gpu: SimGpu, t: float, seen: int) -> tuple[int, list[tuple[int, int]]]:
+    """Rows (pid, utilisation in %) newer than `seen`, and their time in microseconds. Only who worked has one."""
+    at = int(t * _SAMPLES_PER_SECOND) * 1_000_000 // _SAMPLES_PER_SECOND
+    if at <= seen:
+        return at, []
+    busy = 100 * gpu.busy(t)
+    rows = [(process.pid, round(busy * process.share)) for process in gpu.held]
+    rows = [row for row in rows if row[1]]
+    return at, [*rows, *_JUNK] if gpu.entry.junk_rows else rows
+
+
+@gpu_call
+def nvmlDeviceGetProcessUtilization(gpu: SimGpu, t: float, array: Any, count: Any, seen: Any) -> int:
+    at, rows = _working(gpu, t, number(seen))
+    if not rows:
+        return Return.NOT_FOUND
+    room = count._obj.value if array is not None else 0
+    count._obj.value = len(rows)
+    if len(rows) > room:
+        return Return.INSUFFICIENT_SIZE
+    _fill(getattr(array, "_obj", array), rows, at)
+    return Return.SUCCESS
+
+
+@gpu_call
+def nvmlDeviceGetProcessesUtilizationInfo(gpu: SimGpu, t: float, info: Any) -> int:
+    info = info._obj
+    if info.version != _UTILIZATION_INFO_V1:
+        return Return.ARGUMENT_VERSION_MISMATCH
+    at, rows = _working(gpu, t, info.lastSeenTimeStamp)
+    if not rows:
+        return Return.NOT_FOUND
+    room = info.processSamplesCount if info.procUtilArray else 0
+    info.processSamplesCount = len(rows)
+    if len(rows) > room:
+        return Return.INSUFFICIENT_SIZE
+    _fill(info.procUtilArray, rows, at)
+    return Return.SUCCESS
+
+
+def _fill(array: Any, rows: Sequence[tuple[int, int]], at: int) -> None:
+    for i, (pid, percent) in enumerate(rows):
+        row = array[i]
+        row.pid, row.timeStamp, row.smUtil, row.memUtil = pid, at, percent, percent // 2
+        row.encUtil = row.decUtil = 0
+
+
+@gpu_call
+def nvmlDeviceGetRetiredPages(gpu: SimGpu, t: float, cause: Any, count: Any, array: Any) -> int:
+    pages = gpu.entry.retired_pages if number(cause) == _DOUBLE_BIT_ERROR else 0
+    room = count._obj.value if array is not None else 0
+    count._obj.value = pages
+    if pages > room:
+        return Return.INSUFFICIENT_SIZE
+    for i in range(pages):
+        array[i] = (i + 1) << 16
+    return Return.SUCCESS

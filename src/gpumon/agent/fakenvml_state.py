@@ -1,0 +1,273 @@
+"""What the simulated library holds: the node's GPUs as they are now, open handles, and what it was told to do.
+
+`refresh` brings it up to date at most once a second: the scenario if its file has changed, and the processes
+of the node if the scenario looks for some. A scenario that became wrong is logged and the last good one stays.
+Handles are opaque numbers; a handle of a GPU that was lost stays dead, as on hardware, until a new one is
+asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import re
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from ctypes import c_void_p
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gpumon.agent import scenario_file
+from gpumon.agent.fakenvml_abi import Return
+from gpumon.agent.scenario import GpuEntry, NodeEntry, ProcessEntry, Scenario, Window, instant
+from gpumon.agent.simgpu import Carried, MigInstance, Running, SimGpu, make_gpu
+from gpumon.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 1.0
+_FIRST_HANDLE, _HANDLE_STEP = 0x7F00_0000_1000, 0x40
+_XID_OFF_THE_BUS = 79
+
+
+@dataclass(slots=True)
+class GpuHandle:
+    """What a device handle stands for: a GPU, or one of its MIG instances."""
+
+    uuid: str
+    mig: int | None = None
+    dead: bool = False
+
+
+@dataclass(slots=True)
+class EventSet:
+    """GPUs whose events are waited for, and up to when each one's were given out (Unix seconds)."""
+
+    seen: dict[str, float] = field(default_factory=dict)
+
+
+class State:
+    """The library between calls. Calls come from many threads: `lock` guards what changes."""
+
+    def __init__(
+        self, scenario: Scenario, path: Path | None, node: str, calls: Collection[str], proc: Path, t: float
+    ) -> None:
+        self.scenario = scenario
+        self.node = node
+        self.path = path
+        self.calls = calls
+        self.proc = proc
+        self.started = t
+        self.lock = threading.RLock()
+        self.references = 0
+        self.gpus: Sequence[SimGpu] = ()
+        self.entry: NodeEntry | None = None
+        self._by_uuid: dict[str, SimGpu] = {}
+        self._objects: dict[int, Any] = {}
+        self._addresses = itertools.count(_FIRST_HANDLE, _HANDLE_STEP)
+        self._looked_at = t
+        self._mtime = _mtime(path)
+        self._adopt(t)
+
+    def refresh(self, t: float) -> None:
+        """Looks at the file and the processes, if that was a second ago. A clock set back counts, too."""
+        if abs(t - self._looked_at) < REFRESH_SECONDS:
+            return
+        with self.lock:
+            if abs(t - self._looked_at) < REFRESH_SECONDS:
+                return
+            self._looked_at = t
+            changed = self._reload()
+            if changed or self._searches():
+                self._adopt(t)
+
+    def put_handle(self, out: Any, target: Any) -> int:
+        """Stores an object, and its new handle in what a call was handed to fill."""
+        with self.lock:
+            address = next(self._addresses)
+            self._objects[address] = target
+        c_void_p.from_buffer(out._obj).value = address
+        return Return.SUCCESS
+
+    def put_gpu(self, out: Any, gpu: SimGpu, t: float, mig: int | None = None) -> int:
+        """Stores the handle of a GPU or MIG instance: the one it has, as long as that lives."""
+        if gpu.is_lost(t):
+            self._bury(gpu.uuid)
+            return Return.GPU_IS_LOST
+        with self.lock:
+            for address, target in self._objects.items():
+                if (
+                    isinstance(target, GpuHandle)
+                    and (target.uuid, target.mig, target.dead) == (gpu.uuid, mig, False)
+                ):  # fmt: skip
+                    c_void_p.from_buffer(out._obj).value = address
+                    return Return.SUCCESS
+        return self.put_handle(out, GpuHandle(gpu.uuid, mig))
+
+    def target(self, handle: Any) -> Any:
+        """What a handle stands for; None for NULL, a foreign or a freed one."""
+        try:
+            return self._objects.get(c_void_p.from_buffer(handle).value or 0)
+        except TypeError:
+            return None
+
+    def free(self, handle: Any) -> None:
+        """Forgets a handle."""
+        with self.lock:
+            self._objects.pop(c_void_p.from_buffer(handle).value or 0, None)
+
+    def shut_down(self) -> None:
+        """Every handle dies."""
+        with self.lock:
+            self._objects.clear()
+
+    def gpu(self, handle: Any, t: float) -> tuple[SimGpu, MigInstance | None] | Return:
+        """The GPU that answers for a device handle, or why none does."""
+        target = self.target(handle)
+        if not isinstance(target, GpuHandle):
+            return Return.INVALID_ARGUMENT
+        gpu = self._by_uuid.get(target.uuid)
+        if gpu is None or target.dead:
+            return Return.GPU_IS_LOST
+        if gpu.lost and gpu.is_lost(t):
+            self._bury(gpu.uuid)
+            return Return.GPU_IS_LOST
+        if target.mig is None:
+            return gpu, None
+        instance = gpu.instances[target.mig] if target.mig < len(gpu.instances) else None
+        return (gpu, instance) if instance is not None else Return.INVALID_ARGUMENT
+
+    def gpu_by_uuid(self, uuid: str) -> SimGpu | None:
+        """The GPU of a uuid."""
+        return self._by_uuid.get(uuid)
+
+    def events(self, gpu: SimGpu, after: float, until: float) -> Iterator[tuple[float, int]]:
+        """Xid errors of a GPU within a time, as (instant, xid)."""
+        for event in self.entry.events if self.entry is not None else ():
+            if event.gpu != gpu.index:
+                continue
+            at = instant(event.at, self.started)
+            if event.every_seconds is not None and at <= after:
+                at += ((after - at) // event.every_seconds + 1) * event.every_seconds
+            while after < at <= until:
+                yield at, event.xid
+                if event.every_seconds is None:
+                    break
+                at += event.every_seconds
+
+    def _searches(self) -> bool:
+        return self.entry is not None and any(p.cmdline is not None for p in self.entry.processes)
+
+    def _bury(self, uuid: str) -> None:
+        with self.lock:
+            for target in self._objects.values():
+                if isinstance(target, GpuHandle) and target.uuid == uuid:
+                    target.dead = True
+
+    def _reload(self) -> bool:
+        mtime = _mtime(self.path)
+        if self.path is None or mtime == self._mtime:
+            return False
+        self._mtime = mtime
+        try:
+            self.scenario = scenario_file.load(self.path, self.calls)
+        except SettingsError as error:
+            log.warning("scenario_kept reason=%s", error)
+            return False
+        log.info("scenario_reloaded path=%s", self.path)
+        return True
+
+    def _adopt(self, t: float) -> None:
+        """Makes the GPUs of the scenario as it is now; counters go on from where they are."""
+        before, known = self.entry, self._by_uuid
+        entry = self.scenario.entry(self.node)
+        gpus = [] if entry is None else list(_gpus(self.node, entry, self.proc, self.started, t))
+        if entry is not None and before is not None and before.driver_loaded_at == entry.driver_loaded_at:
+            gpus = [
+                replace(gpu, carried=known[gpu.uuid].counters(t)) if gpu.uuid in known else gpu
+                for gpu in gpus
+            ]
+        self.entry = entry
+        self._by_uuid = {gpu.uuid: gpu for gpu in gpus}
+        self.gpus = gpus
+
+
+def _gpus(node: str, entry: NodeEntry, proc: Path, started: float, t: float) -> Iterator[SimGpu]:
+    """The GPUs of a node, with counters that have counted since the driver was loaded."""
+    running = _running(entry, proc)
+    for index, spec in enumerate(gpu for gpu in entry.gpus for _ in range(gpu.count)):
+        here = [process for gpu, process in running if gpu == index]
+        gpu = make_gpu(
+            node,
+            index,
+            spec,
+            scenario_file.models()[spec.model],
+            here,
+            idle=not here and _waits_for_processes(entry, index),
+            carried=Carried(since=min(t, entry.driver_loaded_at.timestamp())),
+            lost=tuple(_lost(entry, spec, index, started)),
+        )
+        yield replace(gpu, carried=gpu.counters(t))
+
+
+def _mtime(path: Path | None) -> int:
+    """When a file was changed, in ns; 0 where there is none, as while a ConfigMap is swapped."""
+    try:
+        return path.stat().st_mtime_ns if path is not None else 0
+    except OSError:
+        return 0
+
+
+def _waits_for_processes(entry: NodeEntry, gpu: int) -> bool:
+    """Whether a GPU's load belongs to processes that are looked for: without them it idles."""
+    mine = [process for process in entry.processes if process.gpu == gpu]
+    return bool(mine) and all(process.cmdline is not None for process in mine)
+
+
+def _lost(entry: NodeEntry, spec: GpuEntry, index: int, started: float) -> Iterator[tuple[float, float]]:
+    """When a GPU is lost: as its entry says, and from an Xid 79 on if the entry says nothing."""
+    if isinstance(spec.lost, Window):
+        end = math.inf if spec.lost.to is None else instant(spec.lost.to, started)
+        yield instant(spec.lost.from_, started), end
+    elif spec.lost:
+        yield -math.inf, math.inf
+    else:
+        for event in entry.events:
+            if event.gpu == index and event.xid == _XID_OFF_THE_BUS:
+                yield instant(event.at, started), math.inf
+
+
+def _running(entry: NodeEntry, proc: Path) -> list[tuple[int, Running]]:
+    """The processes of a node that run now, as (GPU index, process)."""
+    searched = any(process.cmdline is not None for process in entry.processes)
+    lines = dict(_command_lines(proc)) if searched else {}
+    return [
+        (
+            process.gpu,
+            Running(
+                pid, process.kind, process.share, process.memory_mib, process.memory_known, process.mig
+            ),
+        )
+        for process in entry.processes
+        for pid in _pids(process, lines)
+    ]
+
+
+def _pids(process: ProcessEntry, lines: Mapping[int, str]) -> list[int]:
+    if process.pid is not None:
+        return [process.pid]
+    pattern = re.compile(process.cmdline or "")
+    return [pid for pid, line in lines.items() if pattern.search(line)]
+
+
+def _command_lines(proc: Path) -> Iterator[tuple[int, str]]:
+    """Every process's command line, its words joined by spaces. Processes may end while we look."""
+    for folder in proc.iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+                if line:
+                    yield int(folder.name), line.rstrip("\0").replace("\0", " ")

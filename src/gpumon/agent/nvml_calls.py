@@ -1,0 +1,203 @@
+"""Every question that is asked of a GPU: which call, which group, which fields, how often.
+
+The order matters: a later call stands in for an earlier one that the GPU does not support. At one sample a
+second this makes nine calls for an H100, and a quarter of a call for the slow ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pynvml
+
+from gpumon.agent import nvml_fields, nvml_gpm, nvml_processes
+from gpumon.agent.nvml_errors import meaning
+from gpumon.agent.ports import Reading
+from gpumon.agent.readings import Source
+
+_MIB = 2**20
+
+
+def sources(handle: Any, groups: frozenset[str]) -> tuple[Source, ...]:
+    """The sources of one GPU for the groups that are on, in the order in which to ask them."""
+    return (
+        *(_processes(handle) if "processes" in groups else ()),
+        *_batch(handle, groups),
+        *(call.source(handle) for call in CALLS if call.group in groups),
+        *(_gpm(handle) if "utilization" in groups else ()),
+    )
+
+
+def _utilization(handle: Any) -> Reading:
+    rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
+    return {"utilization_gpu": float(rates.gpu), "utilization_memory": float(rates.memory)}
+
+
+def _memory_v2(handle: Any) -> Reading:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2)
+    return {**_memory(memory), "memory_reserved": memory.reserved // _MIB}
+
+
+def _memory_v1(handle: Any) -> Reading:
+    return _memory(pynvml.nvmlDeviceGetMemoryInfo(handle))
+
+
+def _memory(memory: Any) -> Reading:
+    return {
+        "memory_total": memory.total // _MIB,
+        "memory_used": memory.used // _MIB,
+        "memory_free": memory.free // _MIB,
+    }
+
+
+def _temperature_v(handle: Any) -> Reading:
+    return {"temperature": pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU)}
+
+
+def _temperature(handle: Any) -> Reading:
+    return {"temperature": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)}
+
+
+def _power_draw(handle: Any) -> Reading:
+    return {"power_draw": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000}
+
+
+def _energy(handle: Any) -> Reading:
+    return {"energy_mj": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)}
+
+
+def _enforced_power_limit(handle: Any) -> Reading:
+    return {"power_limit": pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000}
+
+
+def _power_management_limit(handle: Any) -> Reading:
+    return {"power_limit": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000}
+
+
+def _sm_clock(handle: Any) -> Reading:
+    return {"sm_clock": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)}
+
+
+def _memory_clock(handle: Any) -> Reading:
+    return {"memory_clock": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)}
+
+
+def _clock_event_reasons(handle: Any) -> Reading:
+    return {"clock_event_reasons": pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)}
+
+
+def _clock_throttle_reasons(handle: Any) -> Reading:
+    return {"clock_event_reasons": pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)}
+
+
+def _pstate(handle: Any) -> Reading:
+    return {"pstate": pynvml.nvmlDeviceGetPerformanceState(handle)}
+
+
+def _fan_speed(handle: Any) -> Reading:
+    return {"fan_speed": pynvml.nvmlDeviceGetFanSpeed(handle)}
+
+
+def _encoder(handle: Any) -> Reading:
+    return {"encoder_utilization": float(pynvml.nvmlDeviceGetEncoderUtilization(handle)[0])}
+
+
+def _decoder(handle: Any) -> Reading:
+    return {"decoder_utilization": float(pynvml.nvmlDeviceGetDecoderUtilization(handle)[0])}
+
+
+def _ecc_uncorrected(handle: Any) -> Reading:
+    count = pynvml.nvmlDeviceGetTotalEccErrors(
+        handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    )
+    return {"ecc_uncorrected": count}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that reads from a handle. `name` is NVML's, with what tells it from its like."""
+
+    name: str
+    group: str
+    read: Callable[[Any], Reading]
+    fields: tuple[str, ...]
+    slow: bool = False
+
+    def source(self, handle: Any) -> Source:
+        """The call as a source of one GPU."""
+        return _source(self.name, self.fields, partial(self.read, handle), slow=self.slow)
+
+
+_MEMORY = ("memory_total", "memory_used", "memory_free")
+CALLS = (
+    Call(
+        "nvmlDeviceGetUtilizationRates",
+        "utilization",
+        _utilization,
+        ("utilization_gpu", "utilization_memory"),
+    ),
+    Call("nvmlDeviceGetMemoryInfo_v2", "memory", _memory_v2, (*_MEMORY, "memory_reserved")),
+    Call("nvmlDeviceGetMemoryInfo", "memory", _memory_v1, _MEMORY),
+    Call("nvmlDeviceGetTemperatureV", "temperature", _temperature_v, ("temperature",)),
+    Call("nvmlDeviceGetTemperature", "temperature", _temperature, ("temperature",)),
+    Call("nvmlDeviceGetPowerUsage", "power", _power_draw, ("power_draw",)),
+    Call("nvmlDeviceGetTotalEnergyConsumption", "power", _energy, ("energy_mj",)),
+    Call("nvmlDeviceGetEnforcedPowerLimit", "power", _enforced_power_limit, ("power_limit",), slow=True),
+    Call("nvmlDeviceGetPowerManagementLimit", "power", _power_management_limit, ("power_limit",), slow=True),
+    Call("nvmlDeviceGetClockInfo(SM)", "clocks", _sm_clock, ("sm_clock",)),
+    Call("nvmlDeviceGetClockInfo(MEM)", "clocks", _memory_clock, ("memory_clock",), slow=True),
+    Call("nvmlDeviceGetCurrentClocksEventReasons", "clocks", _clock_event_reasons, ("clock_event_reasons",)),
+    Call(
+        "nvmlDeviceGetCurrentClocksThrottleReasons",
+        "clocks",
+        _clock_throttle_reasons,
+        ("clock_event_reasons",),
+    ),
+    Call("nvmlDeviceGetPerformanceState", "clocks", _pstate, ("pstate",), slow=True),
+    Call("nvmlDeviceGetFanSpeed", "fan_speed", _fan_speed, ("fan_speed",), slow=True),
+    Call("nvmlDeviceGetEncoderUtilization", "utilization", _encoder, ("encoder_utilization",), slow=True),
+    Call("nvmlDeviceGetDecoderUtilization", "utilization", _decoder, ("decoder_utilization",), slow=True),
+    Call("nvmlDeviceGetTotalEccErrors", "health", _ecc_uncorrected, ("ecc_uncorrected",), slow=True),
+)
+GROUPS = frozenset({call.group for call in CALLS} | {item.group for item in nvml_fields.ITEMS} | {"processes"})
+"""The groups that a setting `include_<group>` switches."""
+
+
+def _batch(handle: Any, groups: frozenset[str]) -> Iterator[Source]:
+    items = tuple(item for item in nvml_fields.ITEMS if item.group in groups)
+    if items:
+        batch = nvml_fields.FieldBatch(handle, items)
+        yield _source(nvml_fields.NAME, (item.field for item in items), batch.read)
+
+
+def _gpm(handle: Any) -> Iterator[Source]:
+    gpm = nvml_gpm.Gpm(handle)
+    yield _source(nvml_gpm.NAME, nvml_gpm.METRICS.values(), gpm.read, forget=gpm.forget)
+
+
+def _processes(handle: Any) -> Iterator[Source]:
+    """The rarely changing lists give no field of their own: they enter the count of the last source."""
+    lists = nvml_processes.ProcessLists(handle)
+    for name in (nvml_processes.GRAPHICS, nvml_processes.MPS):
+        yield _source(name, (), partial(lists.refresh, name), slow=True)
+    yield _source(nvml_processes.COMPUTE, ("process_count",), lists.count)
+
+
+def _source(
+    name: str,
+    fields: Iterable[str],
+    read: Callable[[], Reading],
+    *,
+    slow: bool = False,
+    forget: Callable[[], None] | None = None,
+) -> Source:
+    def ask() -> Reading:
+        try:
+            return read()
+        except pynvml.NVMLError as error:
+            raise meaning(error) from error
+
+    return Source(name, frozenset(fields), ask, slow, forget)

@@ -1,0 +1,75 @@
+"""Activity by unit from Hopper on: GPM, which gives the mean between two samples that we keep.
+
+It takes no profiler lock. The first sample of a GPU has no activity, because there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import pynvml
+
+from gpumon.agent.ports import Reading
+
+NAME = "nvmlGpmMetricsGet"
+METRICS = {
+    pynvml.NVML_GPM_METRIC_SM_UTIL: "sm_active",
+    pynvml.NVML_GPM_METRIC_SM_OCCUPANCY: "sm_occupancy",
+    pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: "tensor_active",
+    pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL: "dram_active",
+}
+_ROUNDING = 1.0
+"""Percent by which a ratio of two counters may overshoot; further out it is junk."""
+
+
+class Gpm:
+    """GPM of one GPU: two sample buffers in turn, given back by `forget`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._buffers: list[Any] = []  # the older sample first, once `_taken`
+        self._taken = False
+        self._request: Any = None
+
+    def read(self) -> Reading:
+        """Means since the last sample, in percent; empty the first time. Raises NVMLError."""
+        if len(self._buffers) < 2:
+            self._open()
+        older, newer = self._buffers
+        pynvml.nvmlGpmSampleGet(self._handle, newer)
+        self._buffers = [newer, older]
+        if not self._taken:
+            self._taken = True
+            return {}
+        self._request.sample1, self._request.sample2 = older, newer
+        pynvml.nvmlGpmMetricsGet(self._request)
+        return {
+            field: _percent(metric) for field, metric in zip(METRICS.values(), self._request.metrics, strict=False)
+        }
+
+    def forget(self) -> None:
+        """Frees both samples. The next reading is a first one again."""
+        for buffer in self._buffers:
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlGpmSampleFree(buffer)
+        self._buffers, self._taken = [], False
+
+    def _open(self) -> None:
+        if not pynvml.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        while len(self._buffers) < 2:
+            self._buffers.append(pynvml.nvmlGpmSampleAlloc())
+        self._request = pynvml.c_nvmlGpmMetricsGet_t()
+        self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
+        self._request.numMetrics = len(METRICS)
+        for metric, number in zip(self._request.metrics, METRICS, strict=False):
+            metric.metricId = number
+
+
+def _percent(metric: Any) -> float | None:
+    value: float = metric.value
+    if metric.nvmlReturn != pynvml.NVML_SUCCESS or not math.isfinite(value):
+        return None
+    return min(max(value, 0.0), 100.0) if -_ROUNDING <= value <= 100 + _ROUNDING else None

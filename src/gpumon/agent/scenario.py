@@ -1,0 +1,208 @@
+"""A scenario: simulated GPUs, what runs on them and what goes wrong, as typed values.
+
+They are written in TOML and read by `scenario_file`:
+
+    [[node]]
+    match = "gpumon-worker*"                      # the first entry whose glob matches the node's name counts
+
+      [[node.gpus]]
+      model = "h100-sxm"                          # a file of gpumon/agent/models
+      count = 2
+      utilization = { shape = "wave", mean = 60, swing = 30 }
+
+      [[node.processes]]
+      gpu = 0
+      cmdline = "train\\.py"                      # real processes of this node; or pid = 4242
+
+      [[node.events]]
+      gpu = 1
+      at = 300                                    # seconds after the start, or a TOML date-time with Z
+      xid = 79                                    # 79: the GPU is lost from then on
+
+      [[node.faults]]
+      call = "nvmlDeviceGetPowerUsage"
+      error = "Unknown"
+      every = 3
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gpumon.agent.loadcurve import Bursts, Percent, Steady, Wave
+
+Moment = float | datetime
+Index = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Mib = Annotated[float, Meta(ge=0)]
+
+
+def instant(moment: Moment, started: float) -> float:
+    """A moment of a scenario as Unix seconds; `started` is when the simulation began."""
+    return moment.timestamp() if isinstance(moment, datetime) else started + moment
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file: a key that is not known is an error."""
+
+
+class MigProfile(_Table):
+    """One size of MIG instance."""
+
+    compute_slices: int
+    memory_mib: int
+
+
+class GpuModel(_Table):
+    """What a product tells, and what it does not."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    memory_mib: int
+    memory_reserved_mib: int = 0
+    memory_idle_mib: int
+    idle_watts: float
+    limit_watts: float
+    idle_celsius: float
+    hot_celsius: float
+    sm_clock_mhz: tuple[int, int]
+    memory_clock_mhz: int | None = None
+    serial: bool = False
+    gpm: bool = False
+    nvlinks: int = 0
+    mig_max: int = 0
+    mig_profiles: dict[str, MigProfile] = {}
+    pcie_gib_per_second: float
+    nvlink_gib_per_second: float = 0
+    unsupported_calls: frozenset[str] = frozenset()
+    unsupported_fields: frozenset[int] = frozenset()
+
+
+class Window(_Table):
+    """A time with an optional start and end."""
+
+    from_: Annotated[Moment, Meta(description="seconds after the start, or a date-time with Z")] = (
+        msgspec.field(default=0, name="from")
+    )
+    to: Annotated[Moment | None, Meta(description="seconds after the start, or a date-time with Z")] = None
+
+    def holds(self, t: float, started: float) -> bool:
+        """Whether an instant (Unix seconds) lies within; `started` is when the simulation began."""
+        return instant(self.from_, started) <= t and (self.to is None or t < instant(self.to, started))
+
+
+class GpuEntry(_Table):
+    """One or several like GPUs."""
+
+    model: Annotated[str, Meta(description="a GPU model")]
+    count: Annotated[int, Meta(ge=1, le=64, description="how many of them")] = 1
+    utilization: Annotated[
+        Percent | Wave | Bursts | None,
+        Meta(
+            description='a number in %, or { shape = "wave", mean, swing, period_seconds }, or { shape = '
+            '"bursts", busy, idle, period_seconds, duty }; left out: a wave of its own for each GPU'
+        ),
+    ] = None
+    power_watts: Annotated[Seconds | None, Meta(description="fixed power instead of the simulated one")] = None
+    temperature_celsius: Annotated[float | None, Meta(description="fixed temperature")] = None
+    fan_percent: Annotated[Percent | None, Meta(description="fixed fan speed")] = None
+    memory_used_mib: Annotated[Mib | None, Meta(description="memory in use")] = None
+    memory_activity_percent: Annotated[
+        Percent | None, Meta(description="fixed utilisation of the memory controller")
+    ] = None
+    clock_event_reasons: Annotated[Index | None, Meta(description="fixed bit mask")] = None
+    ecc_corrected: Annotated[Index, Meta(description="ECC errors corrected")] = 0
+    ecc_uncorrected: Annotated[Index, Meta(description="ECC errors not corrected")] = 0
+    remapped_rows: Annotated[Index, Meta(description="rows remapped after uncorrectable errors")] = 0
+    retired_pages: Annotated[Index, Meta(description="pages retired after double bit errors")] = 0
+    pcie_replays: Annotated[Index, Meta(description="PCIe replays")] = 0
+    mig: Annotated[
+        list[str], Meta(description='MIG profiles of the model, one an instance; "" leaves a hole')
+    ] = []
+    lost: Annotated[
+        bool | Window, Meta(description="true, or { from, to }: the GPU does not answer in that time")
+    ] = False
+    junk_rows: Annotated[
+        bool, Meta(description="per-process utilisation also has the rows of nonsense that drivers give")
+    ] = False
+
+    def load(self, phase: float) -> Steady | Wave | Bursts:
+        """The GPU's load; left out in the file, it is a wave whose height comes from the GPU's identity."""
+        if self.utilization is None:
+            mean = 15 + 70 * phase
+            return Wave(mean=mean, swing=min(mean, 100 - mean) * 0.9, period_seconds=300 + 600 * phase)
+        if isinstance(self.utilization, Wave | Bursts):
+            return self.utilization
+        return Steady(percent=self.utilization)
+
+
+class ProcessEntry(_Table):
+    """A process with a context on a GPU, or several that a pattern finds."""
+
+    gpu: Annotated[Index, Meta(description="index of the GPU on its node")] = 0
+    pid: Annotated[int | None, Meta(gt=0, description="process id; this or cmdline")] = None
+    cmdline: Annotated[
+        str | None, Meta(description="regular expression, searched in the command lines of real processes")
+    ] = None
+    kind: Annotated[
+        Literal["compute", "graphics", "mps"], Meta(description='"compute", "graphics" or "mps"')
+    ] = "compute"
+    memory_mib: Annotated[
+        Mib | None, Meta(description="its memory in MiB; left out: a share of what the GPU has in use")
+    ] = None
+    memory_known: Annotated[bool, Meta(description="false: the driver can't tell its memory")] = True
+    share: Annotated[float, Meta(ge=0, description="its weight in the GPU's utilisation")] = 1
+    mig: Annotated[Index | None, Meta(description="index of the MIG instance it runs in")] = None
+
+
+class EventEntry(_Table):
+    """An Xid error."""
+
+    gpu: Annotated[Index, Meta(description="index of the GPU on its node")] = 0
+    at: Annotated[Moment, Meta(description="seconds after the start, or a date-time with Z")]
+    xid: Annotated[int, Meta(gt=0, description="number of the Xid; after 79 the GPU is lost")]
+    every_seconds: Annotated[float | None, Meta(gt=0, description="comes again after this time")] = None
+
+
+class FaultEntry(Window):
+    """A call that fails or is slow."""
+
+    call: Annotated[str, Meta(description="name of an NVML function, or a glob of names")]
+    error: Annotated[str | None, Meta(description="what it returns instead")] = None
+    delay_seconds: Annotated[Seconds, Meta(description="how long it blocks first")] = 0
+    every: Annotated[int, Meta(ge=1, description="only every n-th matching call")] = 1
+    gpu: Annotated[Index | None, Meta(description="only this GPU; left out: all")] = None
+
+
+class NodeEntry(_Table):
+    """The GPUs of every node whose name matches."""
+
+    match: Annotated[str, Meta(min_length=1, description="glob of node names")]
+    gpus: Annotated[list[GpuEntry], Meta(description="the GPUs, in the order of their indices")] = []
+    processes: Annotated[list[ProcessEntry], Meta(description="what runs on them")] = []
+    events: Annotated[list[EventEntry], Meta(description="Xid errors")] = []
+    faults: Annotated[list[FaultEntry], Meta(description="calls that fail or are slow")] = []
+    init_error: Annotated[str | None, Meta(description="what nvmlInit returns instead of success")] = None
+    driver: Annotated[str, Meta(description="driver version")] = "580.95.05"
+    cuda: Annotated[int, Meta(description="CUDA version as NVML writes it: 13000 is 13.0")] = 13000
+    driver_loaded_at: Annotated[datetime, Meta(description="since when counters count")] = datetime(
+        2024, 1, 1, tzinfo=UTC
+    )
+    missing_calls: Annotated[
+        list[str], Meta(description="functions that this driver's library does not have, or globs of them")
+    ] = []
+
+
+class Scenario(_Table):
+    """A whole file."""
+
+    node: Annotated[list[NodeEntry], Meta(min_length=1, description="at least one [[node]]")]
+
+    def entry(self, node: str) -> NodeEntry | None:
+        """The entry of a node: the first whose glob matches its name. None: the node has no GPUs."""
+        return next((entry for entry in self.node if fnmatchcase(node, entry.match)), None)

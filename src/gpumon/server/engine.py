@@ -1,0 +1,154 @@
+"""The server without HTTP: opens files, store and writer in order, keeps them up to date, closes them in order.
+
+When the folder can't be used at the start (read-only, not ours, in use by another server) the server is up all
+the same and says so: `/health` and every refused request name the reason, and opening is tried again.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from gpumon import clock
+from gpumon.errors import QueryError, StorageError
+from gpumon.server.accept import Acceptor
+from gpumon.server.csvlog import CsvLog
+from gpumon.server.days import zone_named
+from gpumon.server.ingest import Ingest
+from gpumon.server.journal import Journal
+from gpumon.server.reader import Reader
+from gpumon.server.retention import Policy, tidy
+from gpumon.server.settings import ServerSettings
+from gpumon.server.store import Store
+from gpumon.tasks import Task
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 0.5
+REOPEN_SECONDS = 5.0
+_MB = 10**6
+
+
+class Engine:
+    """One data folder, open or trying to be. Constructed from the settings, which it does not keep."""
+
+    def __init__(self, settings: ServerSettings, now: clock.Now = clock.now) -> None:
+        storage, performance, limits = settings.storage, settings.performance, settings.limits
+        self._now = now
+        self._zone = zone_named(settings.server.timezone)
+        self._folder = Path(storage.output_directory)
+        self._prefix = storage.csv_filename_prefix
+        self._housekeeping_seconds = performance.gc_interval
+        self._policy = Policy(
+            keep_days=storage.data_retention_days,
+            max_bytes=int(storage.max_disk_mb * _MB),
+            compress_after_days=storage.compress_after_days if storage.enable_file_compression else None,
+        )
+        past = timedelta(days=limits.accept_past_days)
+        self.acceptor = Acceptor(self._zone, past, timedelta(seconds=limits.accept_future_seconds))
+        journal = Journal(self._folder / ".gpumon" / "commits.log", past.total_seconds())
+        self._csvlog = CsvLog(
+            self._folder,
+            self._prefix,
+            journal,
+            split=storage.file_split_mode,
+            max_file_bytes=int(storage.max_file_size_mb * _MB),
+            sync_each_commit=performance.file_sync_interval == 0,
+        )
+        self.store = Store(
+            self._folder,
+            self._prefix,
+            self._zone,
+            self._csvlog.committed,
+            memory_mb=performance.query_memory_mb,
+            threads=performance.query_threads,
+            query_timeout_seconds=performance.query_timeout_seconds,
+        )
+        self._ingest = Ingest(
+            self._csvlog,
+            journal,
+            group_rows=performance.batch_write_size,
+            group_delay_seconds=performance.commit_delay_ms / 1000,
+            max_batches=performance.buffer_size,
+            sync_interval_seconds=performance.file_sync_interval,
+        )
+        self._reader = Reader(
+            self.store,
+            self._zone,
+            now,
+            max_range_days=limits.max_range_days,
+            stale_after=timedelta(seconds=limits.stale_after_seconds),
+        )
+        self._closed_because: str | None = "the server is starting; try again in a moment"
+        self._upkeep = Task("upkeep", self._keep_up)
+
+    def open(self) -> None:
+        """Opens everything that can be opened; the rest is tried again in the background."""
+        self._try_to_open()
+        self._upkeep.start()
+
+    def close(self) -> None:
+        """Stops the upkeep, writes what waits, closes store and files."""
+        self._upkeep.stop(timeout_seconds=30)
+        if self._closed_because is None:
+            self._ingest.stop()
+            self.store.close()
+            try:
+                self._csvlog.close()
+            except OSError as error:
+                log.error("csv_close_failed error=%s", error)
+            self._closed_because = "the server is stopping"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why samples can't be stored; None when they can."""
+        return self._closed_because or self._ingest.trouble
+
+    @property
+    def ingest(self) -> Ingest:
+        """Where samples go. Raises StorageError when the folder is not open."""
+        if self._closed_because is not None:
+            raise StorageError(self._closed_because)
+        return self._ingest
+
+    @property
+    def reader(self) -> Reader:
+        """Who answers. Raises QueryError when the folder is not open."""
+        if self._closed_because is not None:
+            raise QueryError(self._closed_because, status=503)
+        return self._reader
+
+    def _try_to_open(self) -> None:
+        try:
+            self.store.open()  # first, because its lock says that no other server is at the files
+            self._csvlog.open()
+        except StorageError as error:
+            if str(error) != self._closed_because:
+                log.error("storage_not_open reason=%s retry_in=%gs", error, REOPEN_SECONDS)
+            self._closed_because = str(error)
+            self.store.close()
+            return
+        self.store.refresh()
+        self._ingest.start()
+        self._closed_because = None
+        log.info("storage_open folder=%s zone=%s", self._folder.resolve(), self._zone.key)
+
+    def _keep_up(self, stopping: threading.Event) -> None:
+        next_housekeeping = time.monotonic()
+        while not stopping.wait(REFRESH_SECONDS if self._closed_because is None else REOPEN_SECONDS):
+            if self._closed_because is not None:
+                self._try_to_open()
+                continue
+            self.store.refresh()
+            if time.monotonic() >= next_housekeeping:
+                next_housekeeping = time.monotonic() + self._housekeeping_seconds
+                self._ingest.between_writes(self._tidy)
+                gc.collect()
+
+    def _tidy(self) -> None:
+        today = self._now().astimezone(self._zone).date()
+        tidy(self._folder, self._prefix, self._csvlog, self._policy, today)

@@ -1,0 +1,218 @@
+"""From accepted batches to acknowledged ones: the queue in front of the disk, and its one writer.
+
+Batches that wait are written as one group with one sync, then all are answered: under load a sync serves
+many. The queue is bounded (`StorageBusy`, 429); when the disk takes nothing the whole group is refused
+(`StorageError`, 503) and the agents keep their batches. A batch that was stored before is acknowledged and
+not stored again; one that arrives twice at once waits for the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpumon.errors import StorageBusy, StorageError
+from gpumon.model.sample import BatchId
+from gpumon.server.csvlog import CsvLog, DatedRow
+from gpumon.server.journal import Journal
+from gpumon.tasks import Task
+
+log = logging.getLogger(__name__)
+
+_MAX_WAITING_ROWS = 500_000
+"""Bounds the memory of the queue (some 1 KiB a row), whatever the size of its batches."""
+_PROBE_SECONDS = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    rows: list[DatedRow]
+    batch: BatchId | None
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[bool]
+
+
+class Ingest:
+    """`submit` from the event loop; the rest happens in the writer's thread."""
+
+    def __init__(
+        self,
+        csvlog: CsvLog,
+        journal: Journal,
+        *,
+        group_rows: int,
+        group_delay_seconds: float,
+        max_batches: int,
+        sync_interval_seconds: float = 0.0,
+    ) -> None:
+        self._csvlog = csvlog
+        self._journal = journal
+        self._group_rows = group_rows
+        self._group_delay = group_delay_seconds
+        self._max_batches = max_batches
+        self._sync_interval = sync_interval_seconds
+        self._next_sync = time.monotonic() + sync_interval_seconds
+        self._queue: deque[_Waiting] = deque()
+        self._waiting_rows = 0
+        self._works: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._task = Task("csv-writer", self._run)
+        self.trouble: str | None = None
+        self.rows_stored = 0
+        self.groups = 0
+        self.duplicates = 0
+
+    def start(self) -> None:
+        """Starts the writer."""
+        self._task.start()
+
+    def stop(self) -> None:
+        """Writes all that waits, then ends."""
+        with self._changed:
+            self._task.stopping.set()
+            self._changed.notify()
+        self._task.stop(timeout_seconds=60)
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """(batches, rows) in front of the disk."""
+        return len(self._queue), self._waiting_rows
+
+    def between_writes(self, work: Callable[[], None]) -> None:
+        """Has the writer's thread run `work` when no write is under way; for whoever moves the files. Returns at
+        once."""
+        with self._changed:
+            self._works.append(work)
+            self._changed.notify()
+
+    async def submit(self, rows: list[DatedRow], batch: BatchId | None) -> bool:
+        """Stores the rows of one batch. True when they are on disk now, False when the batch had been stored
+        before. Raises StorageBusy or StorageError; then nothing of it is stored."""
+        loop = asyncio.get_running_loop()
+        item = _Waiting(rows, batch, loop, loop.create_future())
+        with self._changed:
+            if self._task.stopping.is_set():
+                raise StorageError("the server is stopping; send the batch again")
+            full = len(self._queue) >= self._max_batches or self._waiting_rows > _MAX_WAITING_ROWS
+            if full:
+                raise StorageBusy("more batches wait for the disk than [PERFORMANCE] buffer_size; try again later")
+            self._queue.append(item)
+            self._waiting_rows += len(rows)
+            self._changed.notify()
+        return await item.answer
+
+    def _run(self, stopping: threading.Event) -> None:
+        while True:
+            group = self._next_group(stopping)
+            if group:
+                self._write(group)
+            elif self._works:
+                self._work()
+            elif stopping.is_set():
+                return
+            self._sync_when_due()
+            if self.trouble and not group:
+                self._probe()
+
+    def _next_group(self, stopping: threading.Event) -> list[_Waiting]:
+        """All that waits, after a short wait for company; empty when there is other work or at a stop."""
+        with self._changed:
+            if not self._queue and not self._works and not stopping.is_set():
+                self._changed.wait(self._idle_seconds())
+            if self._queue and self._group_delay and not stopping.is_set():
+                deadline = time.monotonic() + self._group_delay
+                while self._waiting_rows < self._group_rows and not stopping.is_set():
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
+            group = list(self._queue)
+            self._queue.clear()
+            self._waiting_rows = 0
+            return group
+
+    def _work(self) -> None:
+        work = self._works.popleft()
+        try:
+            work()
+        except Exception:
+            log.exception("work_between_writes_failed")
+
+    def _idle_seconds(self) -> float | None:
+        waits = [_PROBE_SECONDS] if self.trouble else []
+        if self._sync_interval:
+            waits.append(max(0.01, self._next_sync - time.monotonic()))
+        return min(waits, default=None)
+
+    def _write(self, group: list[_Waiting]) -> None:
+        rows: list[DatedRow] = []
+        fresh: dict[BatchId, None] = {}
+        stored: list[bool] = []
+        for item in group:
+            known = item.batch is not None and (item.batch in fresh or item.batch in self._journal)
+            stored.append(not known)
+            if not known:
+                rows += item.rows
+                if item.batch is not None:
+                    fresh[item.batch] = None
+        error: StorageError | None = None
+        try:
+            if rows or fresh:
+                self._csvlog.append(rows, list(fresh))
+            self._note_trouble(None)
+        except StorageError as failure:
+            error = failure
+            self._note_trouble(str(failure))
+        except Exception as failure:  # a bug here must answer the group, not hang its senders
+            log.exception("csv_writer_failed rows=%d", len(rows))
+            error = StorageError("the server failed to store the samples; its log says why")
+            error.__cause__ = failure
+        else:
+            self.groups += 1
+            self.rows_stored += len(rows)
+            self.duplicates += stored.count(False)
+        _answer(group, stored, error)
+
+    def _sync_when_due(self) -> None:
+        if not self._sync_interval or time.monotonic() < self._next_sync:
+            return
+        self._next_sync = time.monotonic() + self._sync_interval
+        try:
+            self._csvlog.sync()
+        except OSError as error:
+            log.error("csv_sync_failed error=%s", error)
+
+    def _probe(self) -> None:
+        """Trouble ends by itself when the disk takes writes again, also when no agent sends just then."""
+        try:
+            self._csvlog.probe()
+            self._note_trouble(None)
+        except StorageError as error:
+            self._note_trouble(str(error))
+
+    def _note_trouble(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            log.log(logging.ERROR if trouble else logging.INFO, "storage %s", trouble or "works again")
+            self.trouble = trouble
+
+
+def _answer(group: list[_Waiting], stored: list[bool], error: StorageError | None) -> None:
+    def resolve() -> None:
+        for item, new in zip(group, stored, strict=True):
+            if item.answer.done():
+                continue
+            if error is not None:
+                item.answer.set_exception(error)
+            else:
+                item.answer.set_result(new)
+
+    loop = group[0].loop  # one server, one loop
+    try:
+        loop.call_soon_threadsafe(resolve)
+    except RuntimeError:
+        log.warning("answers_lost batches=%d: the event loop has ended", len(group))

@@ -1,0 +1,118 @@
+"""Questions as SQL; pure. Identifiers come from the catalogue, values are always parameters.
+
+Two tables (see `store`): `samples` holds every row, `live.latest` the newest row of each GPU. `timestamp` is
+local wall time in the server's zone, so that days and hours need no zone in SQL; `sampled_at` is UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from gpumon.model.fields import CSV_COLUMNS, FIELDS, SQL_TYPES
+
+IDENTITY = ("timestamp", "gpu_id", "client_name")
+"""Without these a row can't be placed: it is damaged."""
+
+CREATE_SAMPLES = "({}, file VARCHAR)".format(", ".join(f"{f.name} {SQL_TYPES[f.kind]}" for f in FIELDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """SQL text and its parameters."""
+
+    sql: str
+    parameters: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which rows: local days, both ends included; None is no bound."""
+
+    start: date | None = None
+    end: date | None = None
+    gpu_id: int | None = None
+    client_name: str | None = None
+
+    def where(self) -> tuple[str, list[Any]]:
+        """The condition and its parameters."""
+        conditions = ["TRUE"]
+        parameters: list[Any] = []
+        for condition, value in (
+            ("timestamp >= CAST(? AS DATE)", self.start),
+            ("timestamp < CAST(? AS DATE) + INTERVAL 1 DAY", self.end),
+            ("gpu_id = ?", self.gpu_id),
+            ("client_name = ?", self.client_name),
+        ):
+            if value is not None:
+                conditions.append(condition)
+                parameters.append(value)
+        return " AND ".join(conditions), parameters
+
+
+def select_by_hour(wanted: Filter) -> Query:
+    """Per (date, hour) with readings: sum and count of utilization_gpu, its extremes, and how many minutes
+    hold a reading (a bit for each, so that many GPUs count a minute once). An hour that the clocks repeat, or
+    that straddles two hours of UTC, comes in two rows that add up."""
+    where, parameters = wanted.where()
+    return Query(
+        f"""
+        SELECT CAST(timestamp AS DATE) AS day, CAST(hour(timestamp) AS INTEGER) AS hour,
+               sum(utilization_gpu) AS total, count(utilization_gpu) AS readings,
+               min(utilization_gpu) AS low, max(utilization_gpu) AS high,
+               CAST(bit_count(bit_or(CAST(1 AS BIGINT) << minute(timestamp))) AS INTEGER) AS minutes
+        FROM samples
+        WHERE {where} AND utilization_gpu IS NOT NULL
+        GROUP BY day, hour, date_trunc('hour', sampled_at) ORDER BY day, hour
+        """,
+        parameters,
+    )
+
+
+def select_first_day() -> Query:
+    """The first local day with any row; NULL when nothing is stored."""
+    return Query("SELECT CAST(min(timestamp) AS DATE) FROM samples")
+
+
+def select_latest(client_name: str | None) -> Query:
+    """The newest row of each GPU, by client and index."""
+    where, parameters = Filter(client_name=client_name).where()
+    return Query(
+        f"""
+        SELECT gpu_id, gpu_name, client_name, timestamp, sampled_at, gpu_uuid, state
+        FROM live.latest WHERE {where} ORDER BY client_name, gpu_id
+        """,
+        parameters,
+    )
+
+
+def select_latest_all() -> Query:
+    """Every field of the newest row of each GPU."""
+    return Query(f"SELECT {', '.join(CSV_COLUMNS)} FROM live.latest ORDER BY client_name, gpu_id")
+
+
+def select_realtime(gpu_id: int | None, client_name: str | None, window_minutes: int) -> Query:
+    """Means over the window that ends with the newest row of all, at whole seconds like the seed's timestamp.
+    Memory in use is the share of the total, or the controller's utilisation where a total is missing."""
+    where, parameters = Filter(gpu_id=gpu_id, client_name=client_name).where()
+    return Query(
+        f"""
+        WITH newest AS (SELECT max(sampled_at) AS at FROM live.latest)
+        SELECT (SELECT arg_max(timestamp, sampled_at) FROM live.latest) AS newest,
+               count(*) AS samples,
+               avg(utilization_gpu) AS utilization_gpu,
+               avg(temperature) AS temperature,
+               avg(CASE WHEN memory_total > 0 AND memory_used IS NOT NULL
+                        THEN memory_used / memory_total * 100 ELSE utilization_memory END) AS memory_used_percent,
+               avg(power_draw) AS power_draw,
+               count(DISTINCT (client_name, gpu_id)) AS gpu_count,
+               count(DISTINCT client_name) AS client_count,
+               count(DISTINCT date_trunc('minute', sampled_at)) AS minutes
+        FROM samples
+        WHERE {where}
+          AND sampled_at >= date_trunc('second', (SELECT at FROM newest)) - to_minutes(CAST(? AS BIGINT))
+          AND sampled_at <= (SELECT at FROM newest)
+        """,
+        [*parameters, window_minutes],
+    )

@@ -1,0 +1,257 @@
+"""Answers questions from the store, with exactly the figures of the old program and how far they are backed.
+
+Every answer carries `coverage`: of the minutes that were asked for and have passed, the share that holds at
+least one reading. So a filled 0.0 (the old program's way to say "nothing") can be told from a real zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from gpumon.clock import Now
+from gpumon.errors import QueryError
+from gpumon.model.fields import CSV_COLUMNS
+from gpumon.server import queries
+from gpumon.server.days import days_between, local_midnight
+from gpumon.server.queries import Filter
+from gpumon.server.store import Store
+
+REALTIME_MINUTES = 5
+Answer = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a set of readings adds up to. Adding two gives the figures of both sets together."""
+
+    total: float = 0.0
+    readings: int = 0
+    low: float | None = None
+    high: float | None = None
+    minutes: int = 0
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0.0 where there is no reading, as the old program has it."""
+        return self.total / self.readings if self.readings else 0.0
+
+    def add(self, other: Figures) -> None:
+        """Takes another set in."""
+        self.total += other.total
+        self.readings += other.readings
+        self.minutes += other.minutes
+        self.low = min((x for x in (self.low, other.low) if x is not None), default=None)
+        self.high = max((x for x in (self.high, other.high) if x is not None), default=None)
+
+
+class Reader:
+    """Answers by the store, the server's zone and limits."""
+
+    def __init__(
+        self, store: Store, zone: ZoneInfo, now: Now, *, max_range_days: int, stale_after: timedelta
+    ) -> None:
+        self._store = store
+        self._zone = zone
+        self._now = now
+        self._max_range_days = max_range_days
+        self._stale_after = stale_after
+
+    def statistics(self, wanted: Filter) -> Answer:
+        """Averages and extremes of utilization_gpu over a range, or over all that is stored."""
+        self._check(wanted)
+        self._store.refresh()
+        by_hour = self._by_hour(wanted)
+        by_day = _by_day(by_hour)
+        whole = _together(by_hour.values())
+        return {
+            "hourly_average": _mean_of_means(by_hour.values()),
+            "daily_average": _mean_of_means(by_day.values()),
+            "period_average": _rounded(whole.mean),
+            "max_utilization": _rounded(whole.high),
+            "min_utilization": _rounded(whole.low),
+            "period": {"start_date": _iso(wanted.start), "end_date": _iso(wanted.end)},
+            "gpu_id": wanted.gpu_id,
+            "client_name": wanted.client_name,
+            "samples": whole.readings,
+            "coverage": self._coverage(whole.minutes, wanted),
+        }
+
+    def hourly_usage(self, wanted: Filter) -> Answer:
+        """The mean utilization of every hour of a range."""
+        first, last = self._check(wanted)
+        self._store.refresh()
+        found = self._by_hour(wanted)
+        empty = Figures()
+        hours = [
+            (day, hour, found.get((day, hour), empty)) for day in days_between(first, last) for hour in range(24)
+        ]
+        return self._chart(
+            wanted,
+            found.values(),
+            [
+                {
+                    "date": day.isoformat(),
+                    "hour": hour,
+                    "utilization": _rounded(figures.mean),
+                    "samples": figures.readings,
+                }
+                for day, hour, figures in hours
+            ],
+        )
+
+    def daily_usage(self, wanted: Filter) -> Answer:
+        """The extremes of utilization of every day of a range."""
+        first, last = self._check(wanted)
+        self._store.refresh()
+        found = _by_day(self._by_hour(wanted))
+        empty = Figures()
+        days = [(day, found.get(day, empty)) for day in days_between(first, last)]
+        return self._chart(
+            wanted,
+            found.values(),
+            [
+                {
+                    "date": f"{day:%m/%d}",
+                    "day": day.isoformat(),
+                    "min_utilization": _rounded(figures.low),
+                    "max_utilization": _rounded(figures.high),
+                    "samples": figures.readings,
+                }
+                for day, figures in days
+            ],
+        )
+
+    def gpu_list(self, client_name: str | None) -> list[Answer]:
+        """The newest row of each GPU, and whether it is recent."""
+        self._store.refresh()
+        now = self._now()
+        answer = []
+        for gpu_id, name, client, local, sampled_at, uuid, state in self._store.select(
+            queries.select_latest(client_name)
+        ):
+            age = now - sampled_at.replace(tzinfo=UTC)
+            answer.append(
+                {
+                    "gpu_id": gpu_id,
+                    "gpu_name": name,
+                    "client_name": client,
+                    "status": "active" if age <= self._stale_after else "stale",
+                    "last_update": _seed_time(local),
+                    "gpu_uuid": uuid,
+                    "state": state,
+                    "age_seconds": max(0, round(age.total_seconds())),
+                }
+            )
+        return answer
+
+    def realtime(self, gpu_id: int | None, client_name: str | None) -> Answer:
+        """Means over the five minutes up to the newest row of all."""
+        self._store.refresh()
+        newest, samples, utilization, temperature, memory, power, gpus, clients, minutes = self._store.select(
+            queries.select_realtime(gpu_id, client_name, REALTIME_MINUTES)
+        )[0]
+        scope = (
+            "no_data"
+            if newest is None
+            else "no_recent_data"
+            if samples == 0
+            else f"{'all_clients' if client_name is None else 'single_client'}"
+            f"_{'all_gpus' if gpu_id is None else 'single_gpu'}"
+        )
+        empty = 0.0 if samples == 0 else None
+        return {
+            "timestamp": None if newest is None else _seed_time(newest),
+            "type": "average",
+            "scope": scope,
+            "utilization_gpu": _rounded(utilization, empty),
+            "temperature": empty if temperature is None else round(temperature),
+            "memory_used_percent": _rounded(memory, empty),
+            "power_draw": _rounded(power, empty),
+            "gpu_count": gpus,
+            "client_count": clients,
+            "samples": samples,
+            "coverage": min(1.0, round(minutes / REALTIME_MINUTES, 4)),
+        }
+
+    def latest(self) -> list[Answer]:
+        """Every field of the newest row of each GPU that is not stale."""
+        self._store.refresh()
+        rows = self._store.select(queries.select_latest_all())
+        horizon = self._now() - self._stale_after
+        samples = [dict(zip(CSV_COLUMNS, row, strict=True)) for row in rows]
+        return [s for s in samples if s["sampled_at"].replace(tzinfo=UTC) >= horizon]
+
+    def _check(self, wanted: Filter) -> tuple[date, date]:
+        """The first and last day of a range; an open end is left to the query."""
+        today = self._now().astimezone(self._zone).date()
+        first, last = wanted.start or wanted.end or today, wanted.end or wanted.start or today
+        if wanted.start and wanted.end and wanted.start > wanted.end:
+            raise QueryError(f"start_date {wanted.start} is after end_date {wanted.end}; exchange them")
+        if (last - first).days + 1 > self._max_range_days:
+            raise QueryError(
+                f"the range of {(last - first).days + 1} days is longer than the {self._max_range_days} that "
+                "[LIMITS] max_range_days allows; ask for a shorter one"
+            )
+        return first, last
+
+    def _by_hour(self, wanted: Filter) -> dict[tuple[date, int], Figures]:
+        found: dict[tuple[date, int], Figures] = {}
+        for day, hour, *figures in self._store.select(queries.select_by_hour(wanted)):
+            found.setdefault((day, hour), Figures()).add(Figures(*figures))
+        return found
+
+    def _chart(self, wanted: Filter, found: Iterable[Figures], items: list[Answer]) -> Answer:
+        return {
+            "chart_data": items,
+            "period": {"start_date": _iso(wanted.start), "end_date": _iso(wanted.end)},
+            "gpu_id": wanted.gpu_id,
+            "client_name": wanted.client_name,
+            "coverage": self._coverage(_together(found).minutes, wanted),
+        }
+
+    def _coverage(self, minutes: int, wanted: Filter) -> float:
+        """Share of the asked minutes up to now that hold a reading; 0.0 when none has passed. An open start is
+        the first day that is stored."""
+        now = self._now()
+        first = wanted.start or self._store.select(queries.select_first_day())[0][0]
+        if first is None or minutes == 0:
+            return 0.0
+        end = now if wanted.end is None else local_midnight(wanted.end + timedelta(days=1), self._zone)
+        # A sample may be stamped a little ahead of the server's clock; it still counts once.
+        asked = (min(now, end) - local_midnight(first, self._zone)).total_seconds() / 60
+        return round(min(1.0, minutes / max(asked, 1.0)), 4)
+
+
+def _by_day(by_hour: dict[tuple[date, int], Figures]) -> dict[date, Figures]:
+    days: dict[date, Figures] = {}
+    for (day, _), figures in by_hour.items():
+        days.setdefault(day, Figures()).add(figures)
+    return days
+
+
+def _together(figures: Iterable[Figures]) -> Figures:
+    whole = Figures()
+    for one in figures:
+        whole.add(one)
+    return whole
+
+
+def _mean_of_means(figures: Iterable[Figures]) -> float:
+    means = [f.mean for f in figures if f.readings]
+    return _rounded(sum(means) / len(means)) if means else 0.0
+
+
+def _rounded(value: float | None, empty: float | None = 0.0) -> Any:
+    return empty if value is None else round(value, 2)
+
+
+def _iso(day: date | None) -> str | None:
+    return None if day is None else day.isoformat()
+
+
+def _seed_time(local: datetime) -> str:
+    return local.strftime("%Y-%m-%d %H:%M:%S")

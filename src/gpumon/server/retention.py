@@ -1,0 +1,93 @@
+"""Housekeeping of the files: deletes days that are too old or too many for the disk, compresses past days.
+
+Runs in the writer's thread between two writes, so that no file is moved under an append. A reader that is just
+reading is safe: queries read the store, and the store loads a file only under its own lock, after a look at
+what is there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import shutil
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from gpumon.server.csvlog import CsvLog
+from gpumon.server.days import DayFile, file_name, parse_file_name
+from gpumon.server.disk import sync_file, sync_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What to keep. `keep_days` and `max_bytes` 0 mean no limit; `compress_after_days` None means never."""
+
+    keep_days: int
+    max_bytes: int
+    compress_after_days: int | None
+
+
+def tidy(folder: Path, prefix: str, csvlog: CsvLog, policy: Policy, today: date) -> None:
+    """Applies the policy once. Trouble with one file is logged, and the others go on."""
+    files = _day_files(folder, prefix)
+    for day_file, path in files:
+        age = (today - day_file.day).days
+        try:
+            if policy.keep_days and age > policy.keep_days:
+                _delete(csvlog, day_file, path, "older than data_retention_days")
+            elif (
+                policy.compress_after_days is not None
+                and not day_file.compressed
+                and age >= policy.compress_after_days
+            ):
+                _compress(csvlog, day_file, path, folder / file_name(prefix, _as_compressed(day_file)))
+        except OSError as error:
+            log.warning("housekeeping_failed file=%s error=%s", path.name, error)
+    if policy.max_bytes:
+        _fit(folder, prefix, csvlog, policy.max_bytes, today)
+
+
+def _fit(folder: Path, prefix: str, csvlog: CsvLog, max_bytes: int, today: date) -> None:
+    """Deletes the oldest days until the folder fits; today's files always stay."""
+    files = _day_files(folder, prefix)
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    for day_file, path in files:
+        if used <= max_bytes or day_file.day >= today:
+            return
+        used -= path.stat().st_size
+        _delete(csvlog, day_file, path, "more than max_disk_mb")
+
+
+def _day_files(folder: Path, prefix: str) -> list[tuple[DayFile, Path]]:
+    """The files of days, oldest first."""
+    found = ((parse_file_name(prefix, path.name), path) for path in folder.iterdir())
+    return sorted((day_file, path) for day_file, path in found if day_file is not None)
+
+
+def _delete(csvlog: CsvLog, day_file: DayFile, path: Path, reason: str) -> None:
+    csvlog.release(day_file)
+    size = path.stat().st_size
+    path.unlink()
+    log.info("day_file_deleted file=%s bytes=%d reason=%r", path.name, size, reason)
+
+
+def _compress(csvlog: CsvLog, day_file: DayFile, path: Path, target: Path) -> None:
+    csvlog.release(day_file)
+    aside = target.with_name(target.name + ".new")
+    with path.open("rb") as source, aside.open("wb") as raw:
+        with gzip.GzipFile(path.name, "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
+            shutil.copyfileobj(source, packed, 1 << 20)
+        raw.flush()
+        sync_file(raw)
+    aside.replace(target)
+    sync_folder(target.parent)
+    size = path.stat().st_size
+    path.unlink()
+    log.info("day_file_compressed file=%s bytes=%d to=%d", path.name, size, target.stat().st_size)
+
+
+def _as_compressed(day_file: DayFile) -> DayFile:
+    return DayFile(day_file.day, day_file.part, compressed=True)
