@@ -10,6 +10,7 @@ import gc
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,6 +32,19 @@ log = logging.getLogger(__name__)
 REFRESH_SECONDS = 0.5
 REOPEN_SECONDS = 5.0
 _MB = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What happened since the start, and what waits now."""
+
+    rows_stored: int
+    groups: int
+    duplicates: int
+    waiting_batches: int
+    waiting_rows: int
+    damaged_lines: int
+    behind: bool
 
 
 class Engine:
@@ -83,7 +97,7 @@ class Engine:
             max_range_days=limits.max_range_days,
             stale_after=timedelta(seconds=limits.stale_after_seconds),
         )
-        self._closed_because: str | None = "the server is starting; try again in a moment"
+        self.closed_because: str | None = "the server is starting; try again in a moment"
         self._upkeep = Task("upkeep", self._keep_up)
 
     def open(self) -> None:
@@ -94,32 +108,45 @@ class Engine:
     def close(self) -> None:
         """Stops the upkeep, writes what waits, closes store and files."""
         self._upkeep.stop(timeout_seconds=30)
-        if self._closed_because is None:
+        if self.closed_because is None:
             self._ingest.stop()
             self.store.close()
             try:
                 self._csvlog.close()
             except OSError as error:
                 log.error("csv_close_failed error=%s", error)
-            self._closed_because = "the server is stopping"
+            self.closed_because = "the server is stopping"
 
     @property
     def trouble(self) -> str | None:
         """Why samples can't be stored; None when they can."""
-        return self._closed_because or self._ingest.trouble
+        return self.closed_because or self._ingest.trouble
+
+    def counts(self) -> Counts:
+        """The figures of this run."""
+        ingest, (batches, rows) = self._ingest, self._ingest.waiting
+        return Counts(
+            rows_stored=ingest.rows_stored,
+            groups=ingest.groups,
+            duplicates=ingest.duplicates,
+            waiting_batches=batches,
+            waiting_rows=rows,
+            damaged_lines=self.store.damaged_lines,
+            behind=self.store.behind is not None,
+        )
 
     @property
     def ingest(self) -> Ingest:
         """Where samples go. Raises StorageError when the folder is not open."""
-        if self._closed_because is not None:
-            raise StorageError(self._closed_because)
+        if self.closed_because is not None:
+            raise StorageError(self.closed_because)
         return self._ingest
 
     @property
     def reader(self) -> Reader:
         """Who answers. Raises QueryError when the folder is not open."""
-        if self._closed_because is not None:
-            raise QueryError(self._closed_because, status=503)
+        if self.closed_because is not None:
+            raise QueryError(self.closed_because, status=503)
         return self._reader
 
     def _try_to_open(self) -> None:
@@ -127,20 +154,20 @@ class Engine:
             self.store.open()  # first, because its lock says that no other server is at the files
             self._csvlog.open()
         except StorageError as error:
-            if str(error) != self._closed_because:
+            if str(error) != self.closed_because:
                 log.error("storage_not_open reason=%s retry_in=%gs", error, REOPEN_SECONDS)
-            self._closed_because = str(error)
+            self.closed_because = str(error)
             self.store.close()
             return
         self.store.refresh()
         self._ingest.start()
-        self._closed_because = None
+        self.closed_because = None
         log.info("storage_open folder=%s zone=%s", self._folder.resolve(), self._zone.key)
 
     def _keep_up(self, stopping: threading.Event) -> None:
         next_housekeeping = time.monotonic()
-        while not stopping.wait(REFRESH_SECONDS if self._closed_because is None else REOPEN_SECONDS):
-            if self._closed_because is not None:
+        while not stopping.wait(REFRESH_SECONDS if self.closed_because is None else REOPEN_SECONDS):
+            if self.closed_because is not None:
                 self._try_to_open()
                 continue
             self.store.refresh()

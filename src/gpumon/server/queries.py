@@ -98,7 +98,7 @@ def select_realtime(gpu_id: int | None, client_name: str | None, window_minutes:
     where, parameters = Filter(gpu_id=gpu_id, client_name=client_name).where()
     return Query(
         f"""
-        WITH newest AS (SELECT max(sampled_at) AS at FROM live.latest)
+        WITH newest AS (SELECT max(sampled_at) AS instant FROM live.latest)
         SELECT (SELECT arg_max(timestamp, sampled_at) FROM live.latest) AS newest,
                count(*) AS samples,
                avg(utilization_gpu) AS utilization_gpu,
@@ -111,8 +111,8 @@ def select_realtime(gpu_id: int | None, client_name: str | None, window_minutes:
                count(DISTINCT date_trunc('minute', sampled_at)) AS minutes
         FROM samples
         WHERE {where}
-          AND sampled_at >= date_trunc('second', (SELECT at FROM newest)) - to_minutes(CAST(? AS BIGINT))
-          AND sampled_at <= (SELECT at FROM newest)
+          AND sampled_at >= date_trunc('second', (SELECT instant FROM newest)) - to_minutes(CAST(? AS BIGINT))
+          AND sampled_at <= (SELECT instant FROM newest)
         """,
         [*parameters, window_minutes],
     )

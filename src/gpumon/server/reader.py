@@ -168,7 +168,7 @@ class Reader:
             "type": "average",
             "scope": scope,
             "utilization_gpu": _rounded(utilization, empty),
-            "temperature": empty if temperature is None else round(temperature),
+            "temperature": round(temperature) if temperature is not None else 0 if samples == 0 else None,
             "memory_used_percent": _rounded(memory, empty),
             "power_draw": _rounded(power, empty),
             "gpu_count": gpus,

@@ -1,0 +1,69 @@
+"""The HTTP application: `create_app(settings)`. Its lifespan opens and closes the engine in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
+
+from gpumon import __version__, clock
+from gpumon.server.api import errors, ops, receive, seed
+from gpumon.server.api.access import AccessLayer
+from gpumon.server.api.body import BodyLimit
+from gpumon.server.api.state import ApiState
+from gpumon.server.days import zone_named
+from gpumon.server.engine import Engine
+from gpumon.server.metrics import ServerMetrics
+from gpumon.server.settings import ServerSettings
+
+_DESCRIPTION = """
+Which GPUs there are, how hard they work, at what power; now and over months.
+
+* **Samples** come in by `POST /api/receive-data`. 200 means that they are on disk.
+* **Queries** answer `{"success": true, "data": …}`. Percent and watts are rounded to two decimals, °C to whole
+  degrees; days and hours are those of the server's zone.
+* **Errors** answer `{"success": false, "detail": …, "error_code": …}`; `detail` says what to do.
+* **No data is never a real 0**: `coverage` and `samples` tell how far a figure is backed.
+"""
+
+
+def create_app(settings: ServerSettings, now: clock.Now = clock.now) -> FastAPI:
+    """The application for these settings. Nothing is opened before its lifespan starts."""
+    engine = Engine(settings, now)
+    metrics = ServerMetrics(engine)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await anyio.to_thread.run_sync(engine.open)
+        try:
+            yield
+        finally:
+            await anyio.to_thread.run_sync(engine.close)
+
+    app = FastAPIOffline(
+        title="gpumon",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
+    )
+    app.state.gpumon = ApiState(
+        engine=engine,
+        metrics=metrics,
+        now=now,
+        zone=zone_named(settings.server.timezone),
+        max_body_bytes=int(settings.server.max_body_mb * 10**6),
+    )
+    errors.install(app)
+    for module in (receive, seed, ops):
+        app.include_router(module.router)
+    origins = [origin.strip() for origin in settings.server.cors_origins.split(",") if origin.strip()]
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(BodyLimit, max_bytes=app.state.gpumon.max_body_bytes)
+    app.add_middleware(AccessLayer, metrics=metrics, log_requests=settings.logging.log_api_requests)
+    return app
