@@ -12,6 +12,7 @@ stands in the environment (there it can only be a misspelling).
 from __future__ import annotations
 
 import configparser
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,7 @@ def keys(settings: type[msgspec.Struct]) -> Iterator[Key]:
             )
 
 
-def load(
-    settings: type[S], path: Path | None, environ: Mapping[str, str], prefix: str
-) -> tuple[S, list[str]]:
+def load(settings: type[S], path: Path | None, environ: Mapping[str, str], prefix: str) -> tuple[S, list[str]]:
     """Reads the settings. Gives them and a list of warnings. Raises SettingsError with the key, what is
     wrong with it and where it was set."""
     warnings: list[str] = []
@@ -84,22 +83,28 @@ def load(
     return _convert(settings, values, where), warnings
 
 
-def render(settings: type[msgspec.Struct], title: str) -> str:
-    """The INI file with every key at its default, each with its meaning and unit above it."""
-    lines = [f"# {title}", "# Every key at its default. Environment variables override the file."]
+def render(settings: type[msgspec.Struct], title: str, prefix: str) -> str:
+    """The INI file with every key at its default, its unit and meaning above it."""
+    lines = [
+        f"# {title}: every setting at its default.",
+        f"# A variable {prefix}SECTION__KEY overrides the file.",
+    ]
     section = ""
     for key in keys(settings):
         if key.section != section:
             section = key.section
             lines += ["", f"[{section.upper()}]"]
-        unit = f" ({key.unit})" if key.unit else ""
-        lines += [f"# {key.help}{unit}", f"{key.name} = {show(key.default)}".rstrip()]
+        unit = f" Unit: {key.unit}." if key.unit else ""
+        lines += textwrap.wrap(f"{key.help}{unit}", 100, initial_indent="# ", subsequent_indent="# ")
+        lines.append(f"{key.name} = {show(key.default)}".rstrip())
     return "\n".join(lines) + "\n"
 
 
 def show(value: Any) -> str:
     """A value as it is written in the file."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
 
 
 def _read_file(path: Path) -> dict[tuple[str, str], str]:
@@ -112,9 +117,7 @@ def _read_file(path: Path) -> dict[tuple[str, str], str]:
         raise SettingsError(f"{path} is not UTF-8; save it as UTF-8 and start again") from error
     except configparser.Error as error:
         raise SettingsError(f"{path} is not a valid INI file: {error}") from error
-    return {
-        (section.lower(), name): text for section in parser.sections() for name, text in parser.items(section)
-    }
+    return {(section.lower(), name): text for section in parser.sections() for name, text in parser.items(section)}
 
 
 def _parse(key: Key, text: str) -> Any:

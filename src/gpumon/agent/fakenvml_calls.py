@@ -2,33 +2,19 @@
 
 Each function gets the GPU, the instant (Unix seconds), and the C arguments after the handle as the binding
 passes them; it fills the objects it is handed and returns an nvmlReturn_t. `byref(x)` shows x as `._obj`.
-A GPU's MIG instances answer only the few calls in `MIG_CALLS`, whose functions get the instance besides.
+`fakenvml` finds the functions by their names. A MIG instance answers only the few calls of `fakenvml_mig`.
 """
-# ruff: noqa: N802
+# ruff: noqa: N802, N816
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from gpumon.agent.fakenvml_abi import EVENTS_SUPPORTED, Return
-from gpumon.agent.simgpu import Memory, MigInstance, SimGpu
+from gpumon.agent.simgpu import Memory, SimGpu
 
 Call = Callable[..., int]
-GPU_CALLS: Final[dict[str, Call]] = {}
-MIG_CALLS: Final[dict[str, Call]] = {}
-
-NOT_ON_MIG_PARENT: Final = frozenset(
-    {
-        "nvmlDeviceGetUtilizationRates",
-        "nvmlDeviceGetEncoderUtilization",
-        "nvmlDeviceGetDecoderUtilization",
-        "nvmlDeviceGetProcessUtilization",
-        "nvmlDeviceGetProcessesUtilizationInfo",
-        "nvmlDeviceGetRemappedRows",
-    }
-)
-"""Calls that a GPU does not answer while it is split."""
 
 _MEMORY_V2 = 0x02000028
 _TEMPERATURE_V1 = 0x0100000C
@@ -38,12 +24,6 @@ _PSTATE_BUSY, _PSTATE_IDLE = 0, 8
 _IDLE_BELOW, _CAPPED_FROM = 0.01, 0.95
 _SM, _MEMORY = {0, 1, 3}, 2  # nvmlClockType_t: graphics, SM and video go together here
 _DOUBLE_BIT = 1
-
-
-def gpu_call(function: Call) -> Call:
-    """Registers the answer of a GPU to the call of this name."""
-    GPU_CALLS[function.__name__] = function
-    return function
 
 
 def put_text(buffer: Any, length: Any, text: str) -> int:
@@ -59,24 +39,20 @@ def number(argument: Any) -> int:
     return int(getattr(argument, "value", argument))
 
 
-@gpu_call
 def nvmlDeviceGetName(gpu: SimGpu, t: float, buffer: Any, length: Any) -> int:
     return put_text(buffer, length, gpu.model.name)
 
 
-@gpu_call
 def nvmlDeviceGetUUID(gpu: SimGpu, t: float, buffer: Any, length: Any) -> int:
     return put_text(buffer, length, gpu.uuid)
 
 
-@gpu_call
 def nvmlDeviceGetSerial(gpu: SimGpu, t: float, buffer: Any, length: Any) -> int:
     if not gpu.model.serial:
         return Return.NOT_SUPPORTED
     return put_text(buffer, length, f"16{int(gpu.uuid[-10:], 16) % 10**11:011d}")
 
 
-@gpu_call
 def nvmlDeviceGetPciInfo_v3(gpu: SimGpu, t: float, info: Any) -> int:
     pci = info._obj
     pci.domain, pci.bus, pci.device = 0, 0x18 + gpu.index, 0
@@ -85,25 +61,21 @@ def nvmlDeviceGetPciInfo_v3(gpu: SimGpu, t: float, info: Any) -> int:
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetMinorNumber(gpu: SimGpu, t: float, minor: Any) -> int:
     minor._obj.value = gpu.index
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetIndex(gpu: SimGpu, t: float, index: Any) -> int:
     index._obj.value = gpu.index
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetCudaComputeCapability(gpu: SimGpu, t: float, major: Any, minor: Any) -> int:
     major._obj.value, minor._obj.value = gpu.model.compute_capability
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetUtilizationRates(gpu: SimGpu, t: float, rates: Any) -> int:
     busy = gpu.busy(t)
     fixed = gpu.entry.memory_activity_percent
@@ -112,14 +84,16 @@ def nvmlDeviceGetUtilizationRates(gpu: SimGpu, t: float, rates: Any) -> int:
     return Return.SUCCESS
 
 
-def _put_memory(memory: Memory, info: Any) -> int:
+def put_memory(memory: Memory, info: Any) -> int:
+    """Fills version 1 of the memory structure."""
     # Version 1 has no field for what the driver keeps for itself and counts it as used.
     info._obj.total, info._obj.free = memory.total, memory.free
     info._obj.used = memory.used + memory.reserved
     return Return.SUCCESS
 
 
-def _put_memory_v2(memory: Memory, info: Any) -> int:
+def put_memory_v2(memory: Memory, info: Any) -> int:
+    """Fills version 2 of the memory structure."""
     if info._obj.version != _MEMORY_V2:
         return Return.ARGUMENT_VERSION_MISMATCH
     info._obj.total, info._obj.free = memory.total, memory.free
@@ -127,17 +101,14 @@ def _put_memory_v2(memory: Memory, info: Any) -> int:
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetMemoryInfo(gpu: SimGpu, t: float, info: Any) -> int:
-    return _put_memory(gpu.memory, info)
+    return put_memory(gpu.memory, info)
 
 
-@gpu_call
 def nvmlDeviceGetMemoryInfo_v2(gpu: SimGpu, t: float, info: Any) -> int:
-    return _put_memory_v2(gpu.memory, info)
+    return put_memory_v2(gpu.memory, info)
 
 
-@gpu_call
 def nvmlDeviceGetTemperature(gpu: SimGpu, t: float, sensor: Any, celsius: Any) -> int:
     if number(sensor) != 0:
         return Return.INVALID_ARGUMENT
@@ -145,7 +116,6 @@ def nvmlDeviceGetTemperature(gpu: SimGpu, t: float, sensor: Any, celsius: Any) -
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetTemperatureV(gpu: SimGpu, t: float, temperature: Any) -> int:
     if temperature._obj.version != _TEMPERATURE_V1:
         return Return.ARGUMENT_VERSION_MISMATCH
@@ -155,25 +125,21 @@ def nvmlDeviceGetTemperatureV(gpu: SimGpu, t: float, temperature: Any) -> int:
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetPowerUsage(gpu: SimGpu, t: float, milliwatts: Any) -> int:
     milliwatts._obj.value = int(gpu.mean_power_watts(t) * 1000)
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetEnforcedPowerLimit(gpu: SimGpu, t: float, milliwatts: Any) -> int:
     milliwatts._obj.value = int(gpu.model.limit_watts * 1000)
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetTotalEnergyConsumption(gpu: SimGpu, t: float, millijoules: Any) -> int:
     millijoules._obj.value = gpu.counters(t).energy_mj
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetClockInfo(gpu: SimGpu, t: float, kind: Any, mhz: Any) -> int:
     kind = number(kind)
     if kind in _SM:
@@ -187,7 +153,6 @@ def nvmlDeviceGetClockInfo(gpu: SimGpu, t: float, kind: Any, mhz: Any) -> int:
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetCurrentClocksEventReasons(gpu: SimGpu, t: float, reasons: Any) -> int:
     fixed = gpu.entry.clock_event_reasons
     busy = gpu.busy(t)
@@ -196,39 +161,34 @@ def nvmlDeviceGetCurrentClocksEventReasons(gpu: SimGpu, t: float, reasons: Any) 
     return Return.SUCCESS
 
 
-GPU_CALLS["nvmlDeviceGetCurrentClocksThrottleReasons"] = nvmlDeviceGetCurrentClocksEventReasons
+nvmlDeviceGetCurrentClocksThrottleReasons = nvmlDeviceGetCurrentClocksEventReasons
 
 
-@gpu_call
 def nvmlDeviceGetPerformanceState(gpu: SimGpu, t: float, pstate: Any) -> int:
     pstate._obj.value = _PSTATE_IDLE if gpu.busy(t) < _IDLE_BELOW else _PSTATE_BUSY
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetFanSpeed(gpu: SimGpu, t: float, percent: Any) -> int:
     fixed = gpu.entry.fan_percent
     percent._obj.value = round(30 + 50 * gpu.busy(t) if fixed is None else fixed)
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetEncoderUtilization(gpu: SimGpu, t: float, percent: Any, period: Any) -> int:
     percent._obj.value, period._obj.value = 0, _CODEC_PERIOD_MICROSECONDS
     return Return.SUCCESS
 
 
-GPU_CALLS["nvmlDeviceGetDecoderUtilization"] = nvmlDeviceGetEncoderUtilization
+nvmlDeviceGetDecoderUtilization = nvmlDeviceGetEncoderUtilization
 
 
-@gpu_call
 def nvmlDeviceGetTotalEccErrors(gpu: SimGpu, t: float, error: Any, counter: Any, count: Any) -> int:
     double = number(error) == _DOUBLE_BIT
     count._obj.value = gpu.entry.ecc_uncorrected if double else gpu.entry.ecc_corrected
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetRemappedRows(
     gpu: SimGpu, t: float, correctable: Any, uncorrectable: Any, pending: Any, failed: Any
 ) -> int:
@@ -237,7 +197,6 @@ def nvmlDeviceGetRemappedRows(
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetMigMode(gpu: SimGpu, t: float, current: Any, pending: Any) -> int:
     if not gpu.model.mig_max:
         return Return.NOT_SUPPORTED
@@ -245,49 +204,18 @@ def nvmlDeviceGetMigMode(gpu: SimGpu, t: float, current: Any, pending: Any) -> i
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetMaxMigDeviceCount(gpu: SimGpu, t: float, count: Any) -> int:
     count._obj.value = gpu.model.mig_max
     return Return.SUCCESS
 
 
-@gpu_call
+def nvmlDeviceGetGpuInstanceId(gpu: SimGpu, t: float, number: Any) -> int:
+    return Return.NOT_SUPPORTED  # only instances have one
+
+
+nvmlDeviceGetComputeInstanceId = nvmlDeviceGetGpuInstanceId
+
+
 def nvmlDeviceGetSupportedEventTypes(gpu: SimGpu, t: float, types: Any) -> int:
     types._obj.value = EVENTS_SUPPORTED
     return Return.SUCCESS
-
-
-def _mig_name(gpu: SimGpu, mig: MigInstance, t: float, buffer: Any, length: Any) -> int:
-    return put_text(buffer, length, f"{gpu.model.name} MIG {mig.profile}")
-
-
-def _mig_uuid(gpu: SimGpu, mig: MigInstance, t: float, buffer: Any, length: Any) -> int:
-    return put_text(buffer, length, mig.uuid)
-
-
-def _mig_memory(gpu: SimGpu, mig: MigInstance, t: float, info: Any) -> int:
-    return _put_memory(mig.memory, info)
-
-
-def _mig_memory_v2(gpu: SimGpu, mig: MigInstance, t: float, info: Any) -> int:
-    return _put_memory_v2(mig.memory, info)
-
-
-def _mig_gpu_instance(gpu: SimGpu, mig: MigInstance, t: float, number: Any) -> int:
-    number._obj.value = mig.gpu_instance
-    return Return.SUCCESS
-
-
-def _mig_compute_instance(gpu: SimGpu, mig: MigInstance, t: float, number: Any) -> int:
-    number._obj.value = 0
-    return Return.SUCCESS
-
-
-MIG_CALLS.update(
-    nvmlDeviceGetName=_mig_name,
-    nvmlDeviceGetUUID=_mig_uuid,
-    nvmlDeviceGetMemoryInfo=_mig_memory,
-    nvmlDeviceGetMemoryInfo_v2=_mig_memory_v2,
-    nvmlDeviceGetGpuInstanceId=_mig_gpu_instance,
-    nvmlDeviceGetComputeInstanceId=_mig_compute_instance,
-)

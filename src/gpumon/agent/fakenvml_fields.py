@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gpumon.agent.fakenvml_abi import FIELD_ID_MAX, NO_INSTANCE, Return, ValueType
-from gpumon.agent.fakenvml_calls import gpu_call, number
+from gpumon.agent.fakenvml_calls import number
 from gpumon.agent.simgpu import SimGpu
 
 Value = tuple[ValueType, int] | Return
@@ -102,7 +102,6 @@ FIELDS: Final[dict[int, Callable[[SimGpu, float, int], Value]]] = {
 """Field id → what a GPU answers for it; ids that are not here are not supported."""
 
 
-@gpu_call
 def nvmlDeviceGetFieldValues(gpu: SimGpu, t: float, count: Any, values: Any) -> int:
     array = getattr(values, "_obj", values)
     timestamp = int(t * 1_000_000)

@@ -3,16 +3,16 @@
 NVML's custom with lists: asked with no room, it says INSUFFICIENT_SIZE and how much room it takes; asked with
 room, it fills. A caller that brings room at once needs one call.
 """
-# ruff: noqa: N802
+# ruff: noqa: N802, N816
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gpumon.agent.fakenvml_abi import NOT_AVAILABLE, Return
-from gpumon.agent.fakenvml_calls import GPU_CALLS, MIG_CALLS, gpu_call, number
-from gpumon.agent.simgpu import Held, MigInstance, SimGpu
+from gpumon.agent.fakenvml_calls import Call, number
+from gpumon.agent.simgpu import Held, SimGpu
 
 _UTILIZATION_INFO_V1 = 0x01000018
 _SAMPLES_PER_SECOND = 6
@@ -21,7 +21,8 @@ _JUNK: Sequence[tuple[int, int]] = ((0, 37_100), (4_294_967_295, 101))
 """Rows seen from real drivers: (pid, utilisation in %)."""
 
 
-def _processes(held: Sequence[Held], kind: str, count: Any, array: Any) -> int:
+def put_processes(held: Sequence[Held], kind: str, count: Any, array: Any) -> int:
+    """Fills a list of processes with those of a kind."""
     chosen = [process for process in held if process.kind == kind]
     room = count._obj.value if array is not None else 0
     count._obj.value = len(chosen)
@@ -37,19 +38,13 @@ def _processes(held: Sequence[Held], kind: str, count: Any, array: Any) -> int:
     return Return.SUCCESS
 
 
-def _list_of(kind: str) -> tuple[Callable[..., int], Callable[..., int]]:
-    def of_gpu(gpu: SimGpu, t: float, count: Any, array: Any) -> int:
-        return _processes(gpu.held, kind, count, array)
-
-    def of_mig(gpu: SimGpu, mig: MigInstance, t: float, count: Any, array: Any) -> int:
-        return _processes(mig.held, kind, count, array)
-
-    return of_gpu, of_mig
+def _of_gpu(kind: str) -> Call:
+    return lambda gpu, t, count, array: put_processes(gpu.held, kind, count, array)
 
 
-for _name, _kind in (("Compute", "compute"), ("Graphics", "graphics"), ("MPSCompute", "mps")):
-    _call = f"nvmlDeviceGet{_name}RunningProcesses_v3"
-    GPU_CALLS[_call], MIG_CALLS[_call] = _list_of(_kind)
+nvmlDeviceGetComputeRunningProcesses_v3 = _of_gpu("compute")
+nvmlDeviceGetGraphicsRunningProcesses_v3 = _of_gpu("graphics")
+nvmlDeviceGetMPSComputeRunningProcesses_v3 = _of_gpu("mps")
 
 
 def _working(gpu: SimGpu, t: float, seen: int) -> tuple[int, list[tuple[int, int]]]:
@@ -63,7 +58,6 @@ def _working(gpu: SimGpu, t: float, seen: int) -> tuple[int, list[tuple[int, int
     return at, [*rows, *_JUNK] if gpu.entry.junk_rows else rows
 
 
-@gpu_call
 def nvmlDeviceGetProcessUtilization(gpu: SimGpu, t: float, array: Any, count: Any, seen: Any) -> int:
     at, rows = _working(gpu, t, number(seen))
     if not rows:
@@ -76,7 +70,6 @@ def nvmlDeviceGetProcessUtilization(gpu: SimGpu, t: float, array: Any, count: An
     return Return.SUCCESS
 
 
-@gpu_call
 def nvmlDeviceGetProcessesUtilizationInfo(gpu: SimGpu, t: float, info: Any) -> int:
     info = info._obj
     if info.version != _UTILIZATION_INFO_V1:
@@ -99,7 +92,6 @@ def _fill(array: Any, rows: Sequence[tuple[int, int]], at: int) -> None:
         row.encUtil = row.decUtil = 0
 
 
-@gpu_call
 def nvmlDeviceGetRetiredPages(gpu: SimGpu, t: float, cause: Any, count: Any, array: Any) -> int:
     pages = gpu.entry.retired_pages if number(cause) == _DOUBLE_BIT_ERROR else 0
     room = count._obj.value if array is not None else 0

@@ -8,22 +8,20 @@ asked for.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import math
-import re
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from ctypes import c_void_p
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ctypes import c_uint, c_void_p
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gpumon.agent import scenario_file
 from gpumon.agent.fakenvml_abi import Return
-from gpumon.agent.scenario import GpuEntry, NodeEntry, ProcessEntry, Scenario, Window, instant
-from gpumon.agent.simgpu import Carried, MigInstance, Running, SimGpu, make_gpu
+from gpumon.agent.scenario import NodeEntry, Scenario, instant
+from gpumon.agent.simgpu import MigInstance, SimGpu
+from gpumon.agent.simnode import make_gpus
 from gpumon.errors import SettingsError
 
 log = logging.getLogger(__name__)
@@ -44,21 +42,34 @@ class GpuHandle:
 
 @dataclass(slots=True)
 class EventSet:
-    """GPUs whose events are waited for, and up to when each one's were given out (Unix seconds)."""
+    """GPUs whose Xids are waited for, each with the instant up to which they were gathered; and what was
+    gathered but not given out yet, as (instant, GPU, xid)."""
 
-    seen: dict[str, float] = field(default_factory=dict)
+    gathered: dict[str, float] = field(default_factory=dict)
+    waiting: list[tuple[float, str, int]] = field(default_factory=list)
 
 
 class State:
     """The library between calls. Calls come from many threads: `lock` guards what changes."""
 
     def __init__(
-        self, scenario: Scenario, path: Path | None, node: str, calls: Collection[str], proc: Path, t: float
+        self,
+        scenario: Scenario,
+        path: Path | None,
+        node: str,
+        calls: Collection[str],
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+        proc: Path,
     ) -> None:
+        t = clock()
         self.scenario = scenario
         self.node = node
         self.path = path
         self.calls = calls
+        self.clock = clock
+        self.sleep = sleep
         self.proc = proc
         self.started = t
         self.lock = threading.RLock()
@@ -84,28 +95,35 @@ class State:
             if changed or self._searches():
                 self._adopt(t)
 
-    def put_handle(self, out: Any, target: Any) -> int:
-        """Stores an object, and its new handle in what a call was handed to fill."""
+    def put(self, pointer: Any, target: Any) -> int:
+        """Stores an object, and its new handle in the pointer that a call was handed to fill."""
         with self.lock:
             address = next(self._addresses)
             self._objects[address] = target
-        c_void_p.from_buffer(out._obj).value = address
+        c_void_p.from_buffer(pointer).value = address
         return Return.SUCCESS
 
-    def put_gpu(self, out: Any, gpu: SimGpu, t: float, mig: int | None = None) -> int:
+    def put_gpu(self, pointer: Any, gpu: SimGpu, t: float, mig: int | None = None) -> int:
         """Stores the handle of a GPU or MIG instance: the one it has, as long as that lives."""
         if gpu.is_lost(t):
             self._bury(gpu.uuid)
             return Return.GPU_IS_LOST
+        handle = GpuHandle(gpu.uuid, mig)
         with self.lock:
-            for address, target in self._objects.items():
-                if (
-                    isinstance(target, GpuHandle)
-                    and (target.uuid, target.mig, target.dead) == (gpu.uuid, mig, False)
-                ):  # fmt: skip
-                    c_void_p.from_buffer(out._obj).value = address
-                    return Return.SUCCESS
-        return self.put_handle(out, GpuHandle(gpu.uuid, mig))
+            address = next((a for a, target in self._objects.items() if target == handle), None)
+        if address is None:
+            return self.put(pointer, handle)
+        c_void_p.from_buffer(pointer).value = address
+        return Return.SUCCESS
+
+    def put_known(self, pointer: Any, uuid: str) -> None:
+        """Stores the handle under which a GPU is known already, dead or alive."""
+        with self.lock:
+            c_void_p.from_buffer(pointer).value = next(
+                address
+                for address, target in reversed(self._objects.items())
+                if isinstance(target, GpuHandle) and target.uuid == uuid and target.mig is None
+            )
 
     def target(self, handle: Any) -> Any:
         """What a handle stands for; None for NULL, a foreign or a freed one."""
@@ -119,7 +137,7 @@ class State:
         with self.lock:
             self._objects.pop(c_void_p.from_buffer(handle).value or 0, None)
 
-    def shut_down(self) -> None:
+    def forget_handles(self) -> None:
         """Every handle dies."""
         with self.lock:
             self._objects.clear()
@@ -143,6 +161,17 @@ class State:
     def gpu_by_uuid(self, uuid: str) -> SimGpu | None:
         """The GPU of a uuid."""
         return self._by_uuid.get(uuid)
+
+    def index_in(self, args: Sequence[Any]) -> int | None:
+        """Index of the GPU that a call is about: its first argument is a handle or an index. None: of none."""
+        if not args:
+            return None
+        first = args[0]
+        if isinstance(first, c_uint):
+            return first.value
+        target = self.target(first)
+        gpu = self._by_uuid.get(target.uuid) if isinstance(target, GpuHandle) else None
+        return None if gpu is None else gpu.index
 
     def events(self, gpu: SimGpu, after: float, until: float) -> Iterator[tuple[float, int]]:
         """Xid errors of a GPU within a time, as (instant, xid)."""
@@ -184,33 +213,14 @@ class State:
         """Makes the GPUs of the scenario as it is now; counters go on from where they are."""
         before, known = self.entry, self._by_uuid
         entry = self.scenario.entry(self.node)
-        gpus = [] if entry is None else list(_gpus(self.node, entry, self.proc, self.started, t))
+        gpus = [] if entry is None else list(make_gpus(self.node, entry, self.proc, self.started, t))
         if entry is not None and before is not None and before.driver_loaded_at == entry.driver_loaded_at:
             gpus = [
-                replace(gpu, carried=known[gpu.uuid].counters(t)) if gpu.uuid in known else gpu
-                for gpu in gpus
+                replace(gpu, carried=known[gpu.uuid].counters(t)) if gpu.uuid in known else gpu for gpu in gpus
             ]
         self.entry = entry
         self._by_uuid = {gpu.uuid: gpu for gpu in gpus}
         self.gpus = gpus
-
-
-def _gpus(node: str, entry: NodeEntry, proc: Path, started: float, t: float) -> Iterator[SimGpu]:
-    """The GPUs of a node, with counters that have counted since the driver was loaded."""
-    running = _running(entry, proc)
-    for index, spec in enumerate(gpu for gpu in entry.gpus for _ in range(gpu.count)):
-        here = [process for gpu, process in running if gpu == index]
-        gpu = make_gpu(
-            node,
-            index,
-            spec,
-            scenario_file.models()[spec.model],
-            here,
-            idle=not here and _waits_for_processes(entry, index),
-            carried=Carried(since=min(t, entry.driver_loaded_at.timestamp())),
-            lost=tuple(_lost(entry, spec, index, started)),
-        )
-        yield replace(gpu, carried=gpu.counters(t))
 
 
 def _mtime(path: Path | None) -> int:
@@ -219,55 +229,3 @@ def _mtime(path: Path | None) -> int:
         return path.stat().st_mtime_ns if path is not None else 0
     except OSError:
         return 0
-
-
-def _waits_for_processes(entry: NodeEntry, gpu: int) -> bool:
-    """Whether a GPU's load belongs to processes that are looked for: without them it idles."""
-    mine = [process for process in entry.processes if process.gpu == gpu]
-    return bool(mine) and all(process.cmdline is not None for process in mine)
-
-
-def _lost(entry: NodeEntry, spec: GpuEntry, index: int, started: float) -> Iterator[tuple[float, float]]:
-    """When a GPU is lost: as its entry says, and from an Xid 79 on if the entry says nothing."""
-    if isinstance(spec.lost, Window):
-        end = math.inf if spec.lost.to is None else instant(spec.lost.to, started)
-        yield instant(spec.lost.from_, started), end
-    elif spec.lost:
-        yield -math.inf, math.inf
-    else:
-        for event in entry.events:
-            if event.gpu == index and event.xid == _XID_OFF_THE_BUS:
-                yield instant(event.at, started), math.inf
-
-
-def _running(entry: NodeEntry, proc: Path) -> list[tuple[int, Running]]:
-    """The processes of a node that run now, as (GPU index, process)."""
-    searched = any(process.cmdline is not None for process in entry.processes)
-    lines = dict(_command_lines(proc)) if searched else {}
-    return [
-        (
-            process.gpu,
-            Running(
-                pid, process.kind, process.share, process.memory_mib, process.memory_known, process.mig
-            ),
-        )
-        for process in entry.processes
-        for pid in _pids(process, lines)
-    ]
-
-
-def _pids(process: ProcessEntry, lines: Mapping[int, str]) -> list[int]:
-    if process.pid is not None:
-        return [process.pid]
-    pattern = re.compile(process.cmdline or "")
-    return [pid for pid, line in lines.items() if pattern.search(line)]
-
-
-def _command_lines(proc: Path) -> Iterator[tuple[int, str]]:
-    """Every process's command line, its words joined by spaces. Processes may end while we look."""
-    for folder in proc.iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                line = (folder / "cmdline").read_bytes().decode(errors="replace")
-                if line:
-                    yield int(folder.name), line.rstrip("\0").replace("\0", " ")

@@ -40,9 +40,7 @@ class Steady(msgspec.Struct, frozen=True):
         return self.percent / 100 * (end - start)
 
 
-class Wave(
-    msgspec.Struct, frozen=True, tag_field="shape", tag="wave", kw_only=True, forbid_unknown_fields=True
-):
+class Wave(msgspec.Struct, frozen=True, tag_field="shape", tag="wave", kw_only=True, forbid_unknown_fields=True):
     """Rises and falls smoothly around a mean, on three time scales: a service with users."""
 
     mean: Annotated[Percent, Meta(description="utilisation around which it swings, in %")]
@@ -64,9 +62,7 @@ class Wave(
         """See Load."""
         total = self.mean * (end - start)
         for weight, period, shift in self._parts(phase):
-            fall = math.cos(math.tau * (start / period + shift)) - math.cos(
-                math.tau * (end / period + shift)
-            )
+            fall = math.cos(math.tau * (start / period + shift)) - math.cos(math.tau * (end / period + shift))
             total += self.swing * weight * period / math.tau * fall
         return total / 100
 
@@ -101,9 +97,7 @@ class Bursts(
         whole = math.floor(periods)
         part = periods - whole
         per_period = self.duty * self.busy + (1 - self.duty) * self.idle
-        return (
-            whole * per_period + min(part, self.duty) * self.busy + max(0.0, part - self.duty) * self.idle
-        )
+        return whole * per_period + min(part, self.duty) * self.busy + max(0.0, part - self.duty) * self.idle
 
 
 IDLE = Steady(percent=0)

@@ -34,10 +34,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from gpumon.agent.loadcurve import Bursts, Percent, Steady, Wave
+from gpumon.agent.loadcurve import Bursts, Percent, Period, Steady, Wave
 
 Moment = float | datetime
 Index = Annotated[int, Meta(ge=0)]
+Pid = Annotated[int, Meta(gt=0, lt=2**32)]
 Seconds = Annotated[float, Meta(ge=0)]
 Mib = Annotated[float, Meta(ge=0)]
 
@@ -47,18 +48,14 @@ def instant(moment: Moment, started: float) -> float:
     return moment.timestamp() if isinstance(moment, datetime) else started + moment
 
 
-class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file: a key that is not known is an error."""
-
-
-class MigProfile(_Table):
+class MigProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One size of MIG instance."""
 
     compute_slices: int
     memory_mib: int
 
 
-class GpuModel(_Table):
+class GpuModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a product tells, and what it does not."""
 
     name: str
@@ -83,11 +80,11 @@ class GpuModel(_Table):
     unsupported_fields: frozenset[int] = frozenset()
 
 
-class Window(_Table):
+class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A time with an optional start and end."""
 
-    from_: Annotated[Moment, Meta(description="seconds after the start, or a date-time with Z")] = (
-        msgspec.field(default=0, name="from")
+    from_: Annotated[Moment, Meta(description="seconds after the start, or a date-time with Z")] = msgspec.field(
+        default=0, name="from"
     )
     to: Annotated[Moment | None, Meta(description="seconds after the start, or a date-time with Z")] = None
 
@@ -96,7 +93,7 @@ class Window(_Table):
         return instant(self.from_, started) <= t and (self.to is None or t < instant(self.to, started))
 
 
-class GpuEntry(_Table):
+class GpuEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One or several like GPUs."""
 
     model: Annotated[str, Meta(description="a GPU model")]
@@ -141,17 +138,17 @@ class GpuEntry(_Table):
         return Steady(percent=self.utilization)
 
 
-class ProcessEntry(_Table):
+class ProcessEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A process with a context on a GPU, or several that a pattern finds."""
 
     gpu: Annotated[Index, Meta(description="index of the GPU on its node")] = 0
-    pid: Annotated[int | None, Meta(gt=0, description="process id; this or cmdline")] = None
+    pid: Annotated[Pid | None, Meta(description="process id; this or cmdline")] = None
     cmdline: Annotated[
         str | None, Meta(description="regular expression, searched in the command lines of real processes")
     ] = None
-    kind: Annotated[
-        Literal["compute", "graphics", "mps"], Meta(description='"compute", "graphics" or "mps"')
-    ] = "compute"
+    kind: Annotated[Literal["compute", "graphics", "mps"], Meta(description='"compute", "graphics" or "mps"')] = (
+        "compute"
+    )
     memory_mib: Annotated[
         Mib | None, Meta(description="its memory in MiB; left out: a share of what the GPU has in use")
     ] = None
@@ -160,16 +157,16 @@ class ProcessEntry(_Table):
     mig: Annotated[Index | None, Meta(description="index of the MIG instance it runs in")] = None
 
 
-class EventEntry(_Table):
+class EventEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An Xid error."""
 
     gpu: Annotated[Index, Meta(description="index of the GPU on its node")] = 0
     at: Annotated[Moment, Meta(description="seconds after the start, or a date-time with Z")]
     xid: Annotated[int, Meta(gt=0, description="number of the Xid; after 79 the GPU is lost")]
-    every_seconds: Annotated[float | None, Meta(gt=0, description="comes again after this time")] = None
+    every_seconds: Annotated[Period | None, Meta(description="comes again after this time")] = None
 
 
-class FaultEntry(Window):
+class FaultEntry(Window, frozen=True, kw_only=True):
     """A call that fails or is slow."""
 
     call: Annotated[str, Meta(description="name of an NVML function, or a glob of names")]
@@ -179,7 +176,7 @@ class FaultEntry(Window):
     gpu: Annotated[Index | None, Meta(description="only this GPU; left out: all")] = None
 
 
-class NodeEntry(_Table):
+class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The GPUs of every node whose name matches."""
 
     match: Annotated[str, Meta(min_length=1, description="glob of node names")]
@@ -198,7 +195,7 @@ class NodeEntry(_Table):
     ] = []
 
 
-class Scenario(_Table):
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole file."""
 
     node: Annotated[list[NodeEntry], Meta(min_length=1, description="at least one [[node]]")]

@@ -47,9 +47,7 @@ def models() -> Mapping[str, GpuModel]:
     """The GPU models that come with gpumon, by the name under which a scenario asks for them."""
     files = resources.files("gpumon.agent").joinpath("models").iterdir()
     return {
-        file.name.removesuffix(".toml"): msgspec.convert(
-            tomllib.loads(file.read_text(encoding="utf-8")), GpuModel
-        )
+        file.name.removesuffix(".toml"): msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), GpuModel)
         for file in sorted(files, key=lambda file: file.name)
         if file.name.endswith(".toml")
     }
@@ -100,13 +98,8 @@ def _hint(where: str, reason: str) -> str:
 
 def _keys(table: type[msgspec.Struct]) -> str:
     hints = get_type_hints(table, include_extras=True)
-    keys = (f"{field.encode_name} ({_description(hints[field.name])})" for field in table_fields(table))
+    keys = (f"{field.encode_name} ({_description(hints[field.name])})" for field in msgspec.structs.fields(table))
     return f"Keys: {', '.join(keys)}."
-
-
-def table_fields(table: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
-    """The keys of a table of the file."""
-    return msgspec.structs.fields(table)
 
 
 def _description(hint: object) -> str:
@@ -149,7 +142,7 @@ def _gpu_problems(at: str, node: NodeEntry) -> Iterator[tuple[str, str]]:
         yield from _unknown_name(f"{where}.model", entry.model, models())
         if isinstance(entry.lost, Window):
             yield from _window_problems(f"{where}.lost", entry.lost)
-        model = models()[entry.model] if entry.model in models() else None
+        model = models().get(entry.model)
         if model is None:
             continue
         for j, profile in enumerate(entry.mig):
@@ -163,9 +156,7 @@ def _gpu_problems(at: str, node: NodeEntry) -> Iterator[tuple[str, str]]:
             yield f"{where}.memory_used_mib", f"is more than the {room} MiB that {entry.model} has"
 
 
-def _process_problems(
-    where: str, process: ProcessEntry, gpus: list[GpuEntry]
-) -> Iterator[tuple[str, str]]:
+def _process_problems(where: str, process: ProcessEntry, gpus: list[GpuEntry]) -> Iterator[tuple[str, str]]:
     if (process.pid is None) == (process.cmdline is None):
         yield where, "write either pid or cmdline"
     try:
@@ -198,8 +189,11 @@ def _unknown_call(where: str, pattern: str, calls: Collection[str]) -> Iterator[
 
 def _no_such_gpu(where: str, index: int, gpus: list[GpuEntry]) -> Iterator[tuple[str, str]]:
     if index >= len(gpus):
-        yield where, f"{index} is no GPU of this node; write 0 to {len(gpus) - 1}" if gpus else (
-            "this node has no GPUs; add [[node.gpus]]"
+        yield (
+            where,
+            f"{index} is no GPU of this node; write 0 to {len(gpus) - 1}"
+            if gpus
+            else ("this node has no GPUs; add [[node.gpus]]"),
         )
 
 

@@ -176,8 +176,7 @@ def _one_by_one(body: bytes, accepted: Accepted) -> list[tuple[int, Any]]:
         try:
             good.append((index, msgspec.convert(_whole_numbers(sample), GpuSample)))
         except msgspec.ValidationError as error:
-            reason, _, at = str(error).partition(" - at `$.")
-            accepted.refuse(index, [at.rstrip("`")] if at else _missing(reason), _sentence(reason))
+            accepted.refuse(index, *_fault_of(error))
     return good
 
 
@@ -189,10 +188,18 @@ def _whole_numbers(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _missing(reason: str) -> list[str]:
-    match = re.search(r"required field `(\w+)`", reason)
-    return [match[1]] if match else []
+_TYPES = {"int": "a whole number", "float": "a number", "str": "text", "null": "null", "bool": "true or false"}
 
 
-def _sentence(reason: str) -> str:
-    return reason[0].lower() + reason[1:].replace("`", "")
+def _fault_of(error: msgspec.ValidationError) -> tuple[list[str], str]:
+    """(field, sentence) of what msgspec found wrong with a sample."""
+    reason, _, at = str(error).partition(" - at `$.")
+    loc = [at.rstrip("`")] if at else []
+    if match := re.fullmatch(r"Object missing required field `(\w+)`", reason):
+        return [match[1]], "is required"
+    if match := re.fullmatch(r"Expected `([^`]+)`, got `(\w+)`", reason):
+        wanted = " or ".join(_TYPES.get(name, name) for name in match[1].split(" | "))
+        return loc, f"must be {wanted}, not {_TYPES.get(match[2], match[2])}"
+    if match := re.fullmatch(r"Expected `\w+`(?: \| null)? (<=|>=) (\S+)", reason):
+        return loc, f"must be {'at most' if match[1] == '<=' else 'at least'} {float(match[2]):g}"
+    return loc, reason[0].lower() + reason[1:].replace("`", "")

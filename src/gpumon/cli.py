@@ -1,0 +1,171 @@
+"""The `gpumon` command. Server and agent are imported only when asked for: each image has one of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import click
+import msgspec
+
+from gpumon import __version__, ini, logs
+from gpumon.errors import GpumonError, SettingsError
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=msgspec.Struct)
+EXIT_SETTINGS = 2
+
+
+class LoggingSettings(Protocol):
+    """What the [LOGGING] sections of server and agent have in common."""
+
+    @property
+    def log_file(self) -> str: ...
+    @property
+    def console_output(self) -> bool: ...
+    @property
+    def log_max_size(self) -> float: ...
+    @property
+    def log_backup_count(self) -> int: ...
+
+
+_CONFIG = click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path),
+    help="INI file. Without it the file below config/ is read, if there is one, else defaults hold.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gpumon")
+def cli() -> None:
+    """Which pod held each GPU, which really used it, how hard, and what was wasted."""
+
+
+@cli.command()
+@_CONFIG
+def server(config: Path | None) -> None:
+    """Run the server: receive samples, write daily CSV files, answer queries."""
+    from gpumon.server.serve import ServerProcess  # noqa: PLC0415
+    from gpumon.server.settings import ENVIRONMENT_PREFIX, ServerSettings  # noqa: PLC0415
+
+    settings, notes = _settings(ServerSettings, config, Path("config/server_config.ini"), ENVIRONMENT_PREFIX)
+    level = "DEBUG" if settings.server.debug else settings.logging.log_level
+    with _logging(settings.logging, level, notes):
+        process = ServerProcess(settings)
+        _on_signal(process.stop)
+        process.run()
+
+
+@cli.command()
+@_CONFIG
+@click.option("--fake-nvml", metavar="FILE", help="Simulated GPUs from a scenario file instead of real ones.")
+def agent(config: Path | None, fake_nvml: str | None) -> None:
+    """Run the agent: read this node's GPUs, deliver samples to the server."""
+    from gpumon.agent.run import run  # noqa: PLC0415
+    from gpumon.agent.settings import ENVIRONMENT_PREFIX, AgentSettings  # noqa: PLC0415
+
+    environ = dict(os.environ)
+    if fake_nvml is not None:
+        environ[f"{ENVIRONMENT_PREFIX}MONITORING__FAKE_NVML"] = fake_nvml
+    settings, notes = _settings(
+        AgentSettings, config, Path("config/client_config.ini"), ENVIRONMENT_PREFIX, environ
+    )
+    stop = threading.Event()
+    with _logging(settings.logging, settings.logging.log_level, notes):
+        _on_signal(stop.set)
+        run(settings, stop)
+
+
+@cli.command()
+@click.option("--port", default=5000, show_default=True, help="Port of the server; the next free one if taken.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Data folder."
+)
+@click.option("--nodes", default=3, show_default=True, type=click.IntRange(1, 20), help="Simulated GPU nodes.")
+def demo(port: int, data: Path, nodes: int) -> None:
+    """Run a server and simulated GPU nodes on this machine until Ctrl+C."""
+    from gpumon.demo import run_demo  # noqa: PLC0415
+
+    stop = threading.Event()
+    _on_signal(stop.set)
+    sys.exit(run_demo(port=port, data=data, nodes=nodes, stop=stop, say=click.echo))
+
+
+@cli.command()
+def fields() -> None:
+    """The field catalogue: every field of a sample, its unit, meaning and source."""
+    from gpumon.model.fields import FIELDS  # noqa: PLC0415
+
+    width = max(len(field.name) for field in FIELDS)
+    click.echo(f"{'field':<{width}}  {'type':<7}  {'unit':<6}  meaning (source)")
+    for field in FIELDS:
+        click.echo(f"{field.name:<{width}}  {field.kind:<7}  {field.unit:<6}  {field.help} ({field.source})")
+
+
+@cli.command()
+@click.argument("program", type=click.Choice(["server", "agent"]))
+def config(program: str) -> None:
+    """Every setting with its default, unit and meaning, as an INI file."""
+    kind: type[msgspec.Struct]
+    if program == "server":
+        from gpumon.server import settings as server_settings  # noqa: PLC0415
+
+        kind, prefix = server_settings.ServerSettings, server_settings.ENVIRONMENT_PREFIX
+    else:
+        from gpumon.agent import settings as agent_settings  # noqa: PLC0415
+
+        kind, prefix = agent_settings.AgentSettings, agent_settings.ENVIRONMENT_PREFIX
+    click.echo(ini.render(kind, f"gpumon {program}", prefix), nl=False)
+
+
+def main() -> None:
+    """Runs the command; trouble that gpumon knows is one sentence on standard error, exit code 2 for a setting."""
+    try:
+        cli.main(standalone_mode=True)
+    except SettingsError as error:
+        click.echo(f"gpumon: {error}", err=True)
+        sys.exit(EXIT_SETTINGS)
+    except GpumonError as error:
+        click.echo(f"gpumon: {error}", err=True)
+        sys.exit(1)
+
+
+def _settings(
+    kind: type[S], config: Path | None, usual: Path, prefix: str, environ: Mapping[str, str] | None = None
+) -> tuple[S, list[str]]:
+    """The settings, and what to say about them once the log is set up."""
+    if config is None and usual.exists():
+        config = usual
+    settings, warnings = ini.load(kind, config, os.environ if environ is None else environ, prefix)
+    return settings, [*warnings, f"settings from {config or 'defaults'} and {prefix}* variables"]
+
+
+@contextmanager
+def _logging(wanted: LoggingSettings, level: str, notes: list[str]) -> Iterator[None]:
+    with logs.set_up(
+        level=level,
+        file=Path(wanted.log_file) if wanted.log_file else None,
+        console=wanted.console_output,
+        max_bytes=int(wanted.log_max_size * 10**6),
+        backups=wanted.log_backup_count,
+    ):
+        for note in notes:
+            log.info("%s", note)
+        yield
+
+
+def _on_signal(stop: Callable[[], None]) -> None:
+    """Ctrl+C, SIGTERM and, on Windows, Ctrl+Break end the program in order."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: stop())
