@@ -152,16 +152,19 @@ def _settings(
 
 @contextmanager
 def _logging(wanted: LoggingSettings, level: str, notes: list[str]) -> Iterator[None]:
-    with logs.set_up(
+    handlers = logs.set_up(
         level=level,
-        file=Path(wanted.log_file) if wanted.log_file else None,
+        file=wanted.log_file,
         console=wanted.console_output,
-        max_bytes=int(wanted.log_max_size * 10**6),
-        backups=wanted.log_backup_count,
-    ):
+        max_size_mb=wanted.log_max_size,
+        backup_count=wanted.log_backup_count,
+    )
+    try:
         for note in notes:
             log.info("%s", note)
         yield
+    finally:
+        handlers.close()
 
 
 def _on_signal(stop: Callable[[], None]) -> None:

@@ -80,12 +80,16 @@ class OneLine(logging.Formatter):
     """UTC instant, level, logger, event. Line breaks, a traceback's too, become ` | `: one event stays one
     line, and no text from outside can pass for an event of its own."""
 
-    converter = time.gmtime
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    @staticmethod
+    def converter(seconds: float | None) -> time.struct_time:
+        """Times are UTC, as everywhere in gpumon."""
+        return time.gmtime(seconds)
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""

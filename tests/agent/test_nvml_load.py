@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from gpumon.agent import nvml_load
+from gpumon.errors import NvmlUnavailable
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
@@ -127,3 +129,13 @@ def test_a_library_that_does_not_start_is_reported_with_what_to_do(tmp_path: Pat
     said, again = open_twice(library_path=library.parent, move=(tmp_path / "none", tmp_path / "x"))
     assert advice in said
     assert said == again
+
+
+def test_on_windows_both_places_of_the_dll_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("WINDIR", r"X:\Win")
+    monkeypatch.setenv("ProgramFiles", r"X:\Programs")
+    with pytest.raises(NvmlUnavailable) as raised:
+        nvml_load.initialise()
+    assert r"X:\Win\System32\nvml.dll and X:\Programs\NVIDIA Corporation\NVSMI\nvml.dll" in str(raised.value)

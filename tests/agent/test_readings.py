@@ -153,6 +153,17 @@ def test_a_slow_source_that_fails_is_left_out_and_asked_again_at_the_next_sample
     assert reader.read() == {"power_limit": 650.0}
 
 
+def test_a_slow_source_whose_value_is_junk_once_is_asked_again_at_the_next_sample() -> None:
+    clock = Clock()
+    limit = Scripted("power_limit", 700.0, -1.0, 650.0, slow=True)
+    reader = reader_of(limit, clock=clock)
+    reader.read()
+    clock.seconds += SLOW_SECONDS
+    assert reader.read() == {}
+    clock.seconds += 1
+    assert reader.read() == {"power_limit": 650.0}
+
+
 def test_what_is_carried_is_dropped_when_the_gpu_is_lost() -> None:
     limit = Scripted("power_limit", 700.0, missed(), slow=True)
     power = Scripted("power_draw", 300.0, GpuLost("gone"), 310.0)
@@ -178,6 +189,15 @@ def test_a_gpu_of_which_nothing_answers_is_lost() -> None:
         reader.read()
 
 
+def test_a_source_whose_values_are_all_missing_does_not_count_as_an_answer() -> None:
+    batch = Scripted("energy_mj", 7, {"energy_mj": None}, name="batch")
+    scripts = [Scripted(field, 1, missed()) for field in ("sm_clock", "memory_used")]
+    reader = reader_of(*scripts, batch)
+    reader.read()
+    with pytest.raises(GpuLost, match="batch: no value"):
+        reader.read()
+
+
 def test_a_gpu_of_which_one_source_answers_is_not_lost() -> None:
     scripts = [Scripted(field, 1, missed()) for field in ("sm_clock", "memory_used", "temperature")]
     reader = reader_of(*scripts, Scripted("power_draw", 50.0))
@@ -195,3 +215,11 @@ def test_support_names_what_was_given_and_why_the_rest_was_not() -> None:
     reader.read()
     assert reader.support.supported == {"sm_clock"}
     assert reader.support.unsupported == {"fan_speed": "GetFanSpeed: Not Supported"}
+
+
+def test_support_ends_when_the_gpu_says_so() -> None:
+    reader = reader_of(Scripted("utilization_gpu", 40.0, unsupported(), name="GetUtilizationRates"))
+    reader.read()
+    reader.read()
+    assert reader.support.supported == frozenset()
+    assert reader.support.unsupported == {"utilization_gpu": "GetUtilizationRates: Not Supported"}

@@ -29,7 +29,13 @@ def settings_for(folder: Path, **sections: dict[str, Any]) -> ServerSettings:
     }
     for section, keys in sections.items():
         base[section] |= keys
-    classes = {"server": Server, "storage": Storage, "logging": Logging, "performance": Performance, "limits": Limits}
+    classes = {
+        "server": Server,
+        "storage": Storage,
+        "logging": Logging,
+        "performance": Performance,
+        "limits": Limits,
+    }
     return ServerSettings(**{name: msgspec.convert(base[name], kind) for name, kind in classes.items()})
 
 

@@ -164,13 +164,12 @@ class FakeNvml:
     def _gpu_call(self, name: str) -> Function:
         state, answer, of_instance = self.state, GPU_CALLS[name], MIG_CALLS.get(name)
         not_on_parent = name in NOT_ON_MIG_PARENT
-        enter, read_clock = self._enter, state.clock
+        enter = self._enter
 
         def call(*args: Any) -> int:
-            refused = enter(name, args)
-            if refused is not None:
-                return refused
-            t = read_clock()
+            t = enter(name, args)
+            if isinstance(t, Return):
+                return t
             found = state.gpu(args[0], t)
             if isinstance(found, Return):
                 return found
@@ -189,13 +188,14 @@ class FakeNvml:
         state, answer = self.state, LIBRARY_CALLS[name]
 
         def call(*args: Any) -> Any:
-            refused = self._enter(name, args)
-            return answer(state, state.clock(), *args) if refused is None else refused
+            t = self._enter(name, args)
+            return t if isinstance(t, Return) else answer(state, t, *args)
 
         return call
 
-    def _enter(self, name: str, args: tuple[Any, ...]) -> int | None:
-        """Counts a call, brings the state up to date, and suffers its faults. None: it may go on."""
+    def _enter(self, name: str, args: tuple[Any, ...]) -> float | Return:
+        """Counts a call, brings the state up to date, and suffers its faults. The instant at which the call
+        is answered, or what it returns instead of an answer."""
         with self._lock:
             self._counts[name] += 1
         state = self.state
@@ -207,7 +207,8 @@ class FakeNvml:
             error = self._suffer(name, args, t)
             if error is not None:
                 return error
-        return None if state.references or name in WITHOUT_INIT else Return.UNINITIALIZED
+            t = state.clock()
+        return t if state.references or name in WITHOUT_INIT else Return.UNINITIALIZED
 
     def _collect_faults(self) -> None:
         entry = self.state.entry
@@ -219,7 +220,7 @@ class FakeNvml:
         }
         self._faults_of = entry
 
-    def _suffer(self, name: str, args: tuple[Any, ...], t: float) -> int | None:
+    def _suffer(self, name: str, args: tuple[Any, ...], t: float) -> Return | None:
         """Sleeps, outside any lock, and gives the error, as this call's faults say."""
         for fault, calls in self._faults[name]:
             if not fault.holds(t, self.state.started):

@@ -135,6 +135,9 @@ def nvmlDeviceGetEnforcedPowerLimit(gpu: SimGpu, t: float, milliwatts: Any) -> i
     return Return.SUCCESS
 
 
+nvmlDeviceGetPowerManagementLimit = nvmlDeviceGetEnforcedPowerLimit
+
+
 def nvmlDeviceGetTotalEnergyConsumption(gpu: SimGpu, t: float, millijoules: Any) -> int:
     millijoules._obj.value = gpu.counters(t).energy_mj
     return Return.SUCCESS

@@ -96,14 +96,18 @@ def nvmlGpmMetricsGet(state: State, t: float, request: Any) -> int:
     if not isinstance(first, GpmSample) or not isinstance(second, GpmSample):
         return Return.INVALID_ARGUMENT
     gpu = second.gpu
-    if gpu is None or first.gpu is None or first.gpu.uuid != gpu.uuid or first.t >= second.t:
+    if gpu is None or first.gpu is None or first.gpu.uuid != gpu.uuid or first.t > second.t:
         return Return.INVALID_ARGUMENT
     if first.gpu_instance != second.gpu_instance:
         return Return.INVALID_ARGUMENT
-    busy = gpu.mean_busy(first.t, second.t)
     for i in range(request.numMetrics):
         metric = request.metrics[i]
         measure = METRICS.get(metric.metricId)
-        metric.nvmlReturn = Return.NOT_SUPPORTED if measure is None else Return.SUCCESS
-        metric.value = 0.0 if measure is None else measure(gpu, busy)
+        if measure is None:
+            metric.nvmlReturn = Return.NOT_SUPPORTED
+        elif first.t == second.t:
+            metric.nvmlReturn = Return.NO_DATA
+        else:
+            metric.value = measure(gpu, gpu.mean_busy(first.t, second.t))
+            metric.nvmlReturn = Return.SUCCESS
     return Return.SUCCESS

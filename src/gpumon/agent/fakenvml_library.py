@@ -20,8 +20,8 @@ _NVML_VERSION = "13.580.95.05"
 
 
 def nvmlInitWithFlags(state: State, t: float, flags: Any) -> int:
-    if state.entry is None:
-        return Return.LIBRARY_NOT_FOUND
+    if state.entry is None:  # a node without GPUs
+        return Return.DRIVER_NOT_LOADED
     if state.entry.init_error is not None:
         return ERRORS[state.entry.init_error]
     with state.lock:

@@ -21,14 +21,13 @@ from gpumon.agent import scenario_file
 from gpumon.agent.fakenvml_abi import Return
 from gpumon.agent.scenario import NodeEntry, Scenario, instant
 from gpumon.agent.simgpu import MigInstance, SimGpu
-from gpumon.agent.simnode import make_gpus
+from gpumon.agent.simnode import Running, find_running, make_gpus
 from gpumon.errors import SettingsError
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
 _FIRST_HANDLE, _HANDLE_STEP = 0x7F00_0000_1000, 0x40
-_XID_OFF_THE_BUS = 79
 
 
 @dataclass(slots=True)
@@ -81,7 +80,9 @@ class State:
         self._addresses = itertools.count(_FIRST_HANDLE, _HANDLE_STEP)
         self._looked_at = t
         self._mtime = _mtime(path)
-        self._adopt(t)
+        self._running: list[tuple[int, Running]] = []
+        entry = scenario.entry(node)
+        self._adopt(entry, self._find(entry), t)
 
     def refresh(self, t: float) -> None:
         """Looks at the file and the processes, if that was a second ago. A clock set back counts, too."""
@@ -92,8 +93,10 @@ class State:
                 return
             self._looked_at = t
             changed = self._reload()
-            if changed or self._searches():
-                self._adopt(t)
+            entry = self.scenario.entry(self.node)
+            running = self._running if not changed and not _searches(entry) else self._find(entry)
+            if changed or running != self._running:
+                self._adopt(entry, running, t)
 
     def put(self, pointer: Any, target: Any) -> int:
         """Stores an object, and its new handle in the pointer that a call was handed to fill."""
@@ -187,9 +190,6 @@ class State:
                     break
                 at += event.every_seconds
 
-    def _searches(self) -> bool:
-        return self.entry is not None and any(p.cmdline is not None for p in self.entry.processes)
-
     def _bury(self, uuid: str) -> None:
         with self.lock:
             for target in self._objects.values():
@@ -209,18 +209,29 @@ class State:
         log.info("scenario_reloaded path=%s", self.path)
         return True
 
-    def _adopt(self, t: float) -> None:
-        """Makes the GPUs of the scenario as it is now; counters go on from where they are."""
+    def _find(self, entry: NodeEntry | None) -> list[tuple[int, Running]]:
+        return [] if entry is None else find_running(entry, self.proc)
+
+    def _adopt(self, entry: NodeEntry | None, running: list[tuple[int, Running]], t: float) -> None:
+        """Makes the GPUs anew. Counters go on from where they are, unless the driver was loaded anew: then
+        they begin, every handle is dead, and the library wants to be initialised."""
+        gpus = [] if entry is None else list(make_gpus(self.node, entry, running, self.started, t))
         before, known = self.entry, self._by_uuid
-        entry = self.scenario.entry(self.node)
-        gpus = [] if entry is None else list(make_gpus(self.node, entry, self.proc, self.started, t))
-        if entry is not None and before is not None and before.driver_loaded_at == entry.driver_loaded_at:
+        if before is not None and entry is not None and before.driver_loaded_at != entry.driver_loaded_at:
+            self.references = 0
+            self.forget_handles()
+        else:
             gpus = [
                 replace(gpu, carried=known[gpu.uuid].counters(t)) if gpu.uuid in known else gpu for gpu in gpus
             ]
-        self.entry = entry
+        self.entry, self._running = entry, running
         self._by_uuid = {gpu.uuid: gpu for gpu in gpus}
         self.gpus = gpus
+
+
+def _searches(entry: NodeEntry | None) -> bool:
+    """Whether a node's processes have to be looked for."""
+    return entry is not None and any(process.cmdline is not None for process in entry.processes)
 
 
 def _mtime(path: Path | None) -> int:

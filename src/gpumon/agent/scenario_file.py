@@ -31,7 +31,6 @@ from gpumon.agent.scenario import (
 from gpumon.errors import SettingsError
 
 _TABLES: Mapping[str, type[msgspec.Struct]] = {
-    "": Scenario,
     "node": NodeEntry,
     "gpus": GpuEntry,
     "processes": ProcessEntry,
@@ -42,6 +41,10 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
 _SHAPES: Mapping[str, type[msgspec.Struct]] = {"wave": loadcurve.Wave, "bursts": loadcurve.Bursts}
 
 
+DEMO = "demo.toml"
+"""The scenario of `gpumon demo`. It lies beside the models, because it is installed with them."""
+
+
 @functools.cache
 def models() -> Mapping[str, GpuModel]:
     """The GPU models that come with gpumon, by the name under which a scenario asks for them."""
@@ -49,7 +52,7 @@ def models() -> Mapping[str, GpuModel]:
     return {
         file.name.removesuffix(".toml"): msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), GpuModel)
         for file in sorted(files, key=lambda file: file.name)
-        if file.name.endswith(".toml")
+        if file.name.endswith(".toml") and file.name != DEMO
     }
 
 
@@ -74,7 +77,7 @@ def parse(text: str, source: str, calls: Collection[str]) -> Scenario:
     except msgspec.ValidationError as error:
         reason, _, at = str(error).partition(" - at `$")
         where = at.rstrip("`").lstrip(".") or "the file"
-        reason = reason.replace("object", "date-time")
+        reason = reason.replace("object", "table")
         raise SettingsError(f"{source}: {where}: {reason}. {_hint(where, reason)}") from error
     for where, problem in _problems(scenario, calls):
         raise SettingsError(f"{source}: {where}: {problem}")
@@ -82,18 +85,18 @@ def parse(text: str, source: str, calls: Collection[str]) -> Scenario:
 
 
 def _hint(where: str, reason: str) -> str:
-    """What may stand at a place: the meaning of its key, or the keys of its table."""
-    names = re.sub(r"\[\d+\]", "", where).split(".")
-    if names[-1] in _TABLES and "unknown field" in reason:
-        return _keys(_TABLES[names[-1]])
-    if names[-1] == "utilization" and "unknown field" in reason:
-        return " ".join(f"For shape {shape!r}: {_keys(table)}" for shape, table in _SHAPES.items())
-    table = _TABLES.get(names[-2] if len(names) > 1 else "", Scenario)
+    """What may stand at a place: the keys of its table, or the meaning of its key."""
+    *above, name = re.sub(r"\[\d+\]", "", where).removesuffix(".shape").split(".")
+    if "field" in reason and name in _TABLES:
+        return _keys(_TABLES[name])
+    if "field" in reason and name == "utilization":
+        return " ".join(f"Shape {shape!r}: {_keys(table)}" for shape, table in _SHAPES.items())
+    table = _TABLES[above[-1]] if above and above[-1] in _TABLES else Scenario
     for field in msgspec.structs.fields(table):
-        if field.encode_name == names[-1]:
+        if field.encode_name == name:
             hint = get_type_hints(table, include_extras=True)[field.name]
-            return f"Write {_description(hint)}."
-    return _keys(_TABLES.get(names[-1], Scenario))
+            return f"Wanted: {_description(hint)}."
+    return _keys(table)
 
 
 def _keys(table: type[msgspec.Struct]) -> str:
@@ -145,6 +148,8 @@ def _gpu_problems(at: str, node: NodeEntry) -> Iterator[tuple[str, str]]:
         model = models().get(entry.model)
         if model is None:
             continue
+        if entry.mig and not model.mig_max:
+            yield f"{where}.mig", f"{entry.model} can't be split; remove the key"
         for j, profile in enumerate(entry.mig):
             if profile:
                 yield from _unknown_name(f"{where}.mig[{j}]", profile, model.mig_profiles)
@@ -176,8 +181,8 @@ def _unknown_name(where: str, name: str, known: Iterable[str]) -> Iterator[tuple
     known = list(known)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        yield where, f"{name!r} is not known; {guess}Write one of: {', '.join(known) or 'nothing'}"
+        guess = f"did you mean {near[0]!r}? Otherwise " if near else ""
+        yield where, f"{name!r} is not known; {guess}write one of: {', '.join(known)}"
 
 
 def _unknown_call(where: str, pattern: str, calls: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -191,7 +196,7 @@ def _no_such_gpu(where: str, index: int, gpus: list[GpuEntry]) -> Iterator[tuple
     if index >= len(gpus):
         yield (
             where,
-            f"{index} is no GPU of this node; write 0 to {len(gpus) - 1}"
+            f"{index} is no GPU of this node; write an index below {len(gpus)}"
             if gpus
             else ("this node has no GPUs; add [[node.gpus]]"),
         )

@@ -21,6 +21,7 @@ from gpumon.agent.simgpu import MIB, Carried, Held, Memory, MigInstance, SimGpu
 
 _NAMES = uuid.uuid5(uuid.NAMESPACE_DNS, "fake.gpumon.invalid")
 _XID_OFF_THE_BUS = 79
+_PAGE = 2 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,24 @@ class Running:
     mig: int | None
 
 
-def make_gpus(node: str, entry: NodeEntry, proc: Path, started: float, t: float) -> Iterator[SimGpu]:
+def find_running(entry: NodeEntry, proc: Path) -> list[tuple[int, Running]]:
+    """The processes of a node that run now, as (GPU index, process): the cost is a look into `proc`."""
+    searched = any(process.cmdline is not None for process in entry.processes)
+    lines = dict(_command_lines(proc)) if searched else {}
+    return [
+        (
+            process.gpu,
+            Running(pid, process.kind, process.share, process.memory_mib, process.memory_known, process.mig),
+        )
+        for process in entry.processes
+        for pid in _pids(process, lines)
+    ]
+
+
+def make_gpus(
+    node: str, entry: NodeEntry, running: Sequence[tuple[int, Running]], started: float, t: float
+) -> Iterator[SimGpu]:
     """The GPUs of a node, with counters that have counted since the driver was loaded."""
-    running = _running(entry, proc)
     for index, spec in enumerate(gpu for gpu in entry.gpus for _ in range(gpu.count)):
         here = [process for gpu, process in running if gpu == index]
         gpu = _gpu(
@@ -140,7 +156,7 @@ def _hold(
     elif idle or (running and all(p.memory_mib is not None for p in running)):
         used = base + sized
     else:
-        used = int(room * (0.35 + 0.5 * phase))
+        used = int(room * (0.35 + 0.5 * phase)) // _PAGE * _PAGE
     used = min(max(used, base + sized), room)
     rest = max(0, used - base - sized)
     held = tuple(
@@ -182,20 +198,6 @@ def _lost(entry: NodeEntry, spec: GpuEntry, index: int, started: float) -> Itera
                 yield instant(event.at, started), math.inf
 
 
-def _running(entry: NodeEntry, proc: Path) -> list[tuple[int, Running]]:
-    """The processes of a node that run now, as (GPU index, process)."""
-    searched = any(process.cmdline is not None for process in entry.processes)
-    lines = dict(_command_lines(proc)) if searched else {}
-    return [
-        (
-            process.gpu,
-            Running(pid, process.kind, process.share, process.memory_mib, process.memory_known, process.mig),
-        )
-        for process in entry.processes
-        for pid in _pids(process, lines)
-    ]
-
-
 def _pids(process: ProcessEntry, lines: Mapping[int, str]) -> list[int]:
     if process.pid is not None:
         return [process.pid]
@@ -204,8 +206,9 @@ def _pids(process: ProcessEntry, lines: Mapping[int, str]) -> list[int]:
 
 
 def _command_lines(proc: Path) -> Iterator[tuple[int, str]]:
-    """Every process's command line, its words joined by spaces. Processes may end while we look."""
-    for folder in proc.iterdir():
+    """Every process's command line, its words joined by spaces. Processes may end while we look; where there
+    is no such folder, as outside Linux, there are none."""
+    for folder in proc.iterdir() if proc.is_dir() else ():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
                 line = (folder / "cmdline").read_bytes().decode(errors="replace")

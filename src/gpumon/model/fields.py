@@ -53,7 +53,7 @@ class Field:
         return SQL_TYPES[self.kind]
 
 
-_EB_IN_KIB = 2.0**50  # counters run for years; beyond an exbibyte the reading is junk
+_MAX_COUNT = 2.0**62  # NVLinks of one GPU pass an exbibyte in a month; the column is signed 64 bits wide
 _MAX_MIB = 2.0**24  # 16 TiB of memory on one GPU
 STATES: Final = ("ok", "lost", "unknown")
 
@@ -264,7 +264,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Received over PCIe since the driver was loaded. A counter, may wrap.",
         "NVML_FI_DEV_PCIE_COUNT_RX_BYTES",
         0,
-        _EB_IN_KIB,
+        _MAX_COUNT,
         metric=Metric("gpumon_gpu_pcie_received_bytes_total", 1024, counter=True),
     ),
     Field(
@@ -274,7 +274,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Sent over PCIe since the driver was loaded. A counter, may wrap.",
         "NVML_FI_DEV_PCIE_COUNT_TX_BYTES",
         0,
-        _EB_IN_KIB,
+        _MAX_COUNT,
         metric=Metric("gpumon_gpu_pcie_sent_bytes_total", 1024, counter=True),
     ),
     Field(
@@ -284,7 +284,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Received over all NVLinks, data only. A counter.",
         "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX",
         0,
-        _EB_IN_KIB,
+        _MAX_COUNT,
         metric=Metric("gpumon_gpu_nvlink_received_bytes_total", 1024, counter=True),
     ),
     Field(
@@ -294,7 +294,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Sent over all NVLinks, data only. A counter.",
         "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX",
         0,
-        _EB_IN_KIB,
+        _MAX_COUNT,
         metric=Metric("gpumon_gpu_nvlink_sent_bytes_total", 1024, counter=True),
     ),
     Field(

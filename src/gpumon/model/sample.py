@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -24,7 +24,9 @@ MAX_TEXT = 253
 
 def _wire_type(field: Field) -> Any:
     base: Any
-    if field.kind in {"text", "instant"}:
+    if field.choices:
+        base = Literal[field.choices]
+    elif field.kind in {"text", "instant"}:
         base = Annotated[str, msgspec.Meta(min_length=1 if field.required else None, max_length=MAX_TEXT)]
     else:
         number = int if field.kind == "int" else float

@@ -27,6 +27,7 @@ MAX_REPORTED_ERRORS = 20
 
 _decode_list = msgspec.json.Decoder(list[GpuSample]).decode
 _decode_one = msgspec.json.Decoder(GpuSample).decode
+_decode_anything = msgspec.json.Decoder(float_hook=float).decode  # 1e999 is inf here, and then out of bounds
 _values = attrgetter(*CSV_COLUMNS)
 _INTEGERS = frozenset(f.name for f in FIELDS if f.kind == "int")
 _TEXTS = tuple((i, f.name) for i, f in enumerate(FIELDS) if f.kind == "text")
@@ -167,7 +168,7 @@ def _text_fault(name: str, text: str) -> str | None:
 
 def _one_by_one(body: bytes, accepted: Accepted) -> list[tuple[int, Any]]:
     """The samples of a body that are well formed, with their places; the others are refused."""
-    raw = msgspec.json.decode(body)
+    raw = _decode_anything(body)
     samples = raw if isinstance(raw, list) else [raw]
     if not all(isinstance(sample, dict) for sample in samples):
         raise BadBody("send one sample object, or a list of sample objects")
@@ -202,4 +203,6 @@ def _fault_of(error: msgspec.ValidationError) -> tuple[list[str], str]:
         return loc, f"must be {wanted}, not {_TYPES.get(match[2], match[2])}"
     if match := re.fullmatch(r"Expected `\w+`(?: \| null)? (<=|>=) (\S+)", reason):
         return loc, f"must be {'at most' if match[1] == '<=' else 'at least'} {float(match[2]):g}"
+    if match := re.fullmatch(r"Invalid enum value (.+)", reason):
+        return loc, f"must be one of {', '.join(BY_NAME[loc[0]].choices)}, not {match[1]}"
     return loc, reason[0].lower() + reason[1:].replace("`", "")

@@ -73,6 +73,8 @@ class CsvLog:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / ".gpumon" / "quarantine").mkdir(parents=True, exist_ok=True)
+            for left in (*self._folder.glob("*.new"), *(self._folder / ".gpumon").glob("*.new")):
+                left.unlink()  # a file that was being written aside when the server was killed
             self._journal.open()
             for path in sorted(self._folder.iterdir()):
                 known = parse_file_name(self._prefix, path.name)

@@ -173,9 +173,10 @@ class Engine:
             self.store.refresh()
             if time.monotonic() >= next_housekeeping:
                 next_housekeeping = time.monotonic() + self._housekeeping_seconds
-                self._ingest.between_writes(self._tidy)
+                self.tidy_now()
                 gc.collect()
 
-    def _tidy(self) -> None:
+    def tidy_now(self) -> None:
+        """Retention, compression and disk cap, once. Returns when done; no write is under way meanwhile."""
         today = self._now().astimezone(self._zone).date()
-        tidy(self._folder, self._prefix, self._csvlog, self._policy, today)
+        self._ingest.between_writes(lambda: tidy(self._folder, self._prefix, self._csvlog, self._policy, today))

@@ -84,11 +84,22 @@ class Ingest:
         return len(self._queue), self._waiting_rows
 
     def between_writes(self, work: Callable[[], None]) -> None:
-        """Has the writer's thread run `work` when no write is under way; for whoever moves the files. Returns at
-        once."""
+        """Has the writer's thread run `work` when no write is under way, and returns when it has; for whoever
+        moves the files."""
+        done = threading.Event()
+
+        def then_tell() -> None:
+            try:
+                work()
+            finally:
+                done.set()
+
         with self._changed:
-            self._works.append(work)
+            if self._task.stopping.is_set():
+                return
+            self._works.append(then_tell)
             self._changed.notify()
+        done.wait()
 
     async def submit(self, rows: list[DatedRow], batch: BatchId | None) -> bool:
         """Stores the rows of one batch. True when they are on disk now, False when the batch had been stored
@@ -113,6 +124,7 @@ class Ingest:
                 self._write(group)
             elif self._works:
                 self._work()
+                continue
             elif stopping.is_set():
                 return
             self._sync_when_due()

@@ -51,6 +51,8 @@ class Store:
     ) -> None:
         self._folder = folder
         self._state = folder / ".gpumon"
+        self._piece = self._state / "piece.csv"
+        self._cleaned = self._state / "cleaned.csv"
         self._prefix = prefix
         self._zone = zone
         self._committed = committed
@@ -69,6 +71,8 @@ class Store:
         path = self._state / "store.duckdb"
         try:
             self._state.mkdir(parents=True, exist_ok=True)
+            for left in (self._piece, self._cleaned):
+                left.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(cannot_write(self._folder, error)) from error
         try:
@@ -82,11 +86,14 @@ class Store:
             self._database = self._remake(path, error)
         except duckdb.Error as error:
             self._database = self._remake(path, error)
-        self._execute("ATTACH ':memory:' AS live")
-        self._loaded = {
-            name: (size, mtime) for name, size, mtime in self._execute("SELECT * FROM files").fetchall()
-        }
-        self._remember_latest()
+        try:
+            self._execute("ATTACH ':memory:' AS live")
+            known = self._execute("SELECT * FROM files").fetchall()
+            self._loaded = {name: (size, mtime) for name, size, mtime in known}
+            self._remember_latest()
+        except duckdb.Error as error:
+            self.close()
+            raise StorageError(f"can't use the database {path}: {error}") from error
 
     def close(self) -> None:
         """Closes the database. Queries under way fail."""
@@ -192,12 +199,11 @@ class Store:
     def _load(self, name: str, day_file: DayFile, start: int, end: int, mtime: int) -> None:
         """Loads the bytes from `start` to `end` of a file, in one transaction with the note that it did."""
         path = self._folder / name
-        piece = self._state / "piece.csv"
         columns = read_header(path)
         self._execute(f"CREATE OR REPLACE TEMP TABLE arriving {CREATE_SAMPLES}")
         try:
-            lines = copy_lines(path, piece, start, end)
-            rows = self._insert(piece, columns, day_file, name, lines)
+            lines = copy_lines(path, self._piece, start, end)
+            rows = self._insert(columns, day_file, name, lines)
             self._execute("BEGIN")
             self._execute("INSERT INTO samples SELECT * FROM arriving")
             self._execute("DELETE FROM files WHERE name = ?", [name])
@@ -207,33 +213,32 @@ class Store:
             self._rollback()
             raise
         finally:
-            piece.unlink(missing_ok=True)
+            self._piece.unlink(missing_ok=True)
         self._loaded[name] = (end, mtime)
         if rows < lines:
             self.damaged_lines += lines - rows
             log.warning("csv_lines_left_out file=%s lines=%d of=%d", name, lines - rows, lines)
         self._note_latest()
 
-    def _insert(self, piece: Path, columns: list[str], day_file: DayFile, name: str, lines: int) -> int:
-        """Inserts the lines of a piece into `arriving`; where some are damaged, one by one the good ones, since
+    def _insert(self, columns: list[str], day_file: DayFile, name: str, lines: int) -> int:
+        """Inserts the lines of the piece into `arriving`; where some are damaged, one by one the good ones, since
         a damaged line may swallow its neighbours."""
         if not set(IDENTITY) <= set(columns):
             log.warning("csv_not_samples file=%s: its header has no %s", name, ", ".join(IDENTITY))
             return 0
         try:
-            rows = insert_lines(self._execute, "arriving", piece, columns, day_file, self._zone, name)
+            rows = insert_lines(self._execute, "arriving", self._piece, columns, day_file, self._zone, name)
         except duckdb.Error:
             rows = -1
         if rows == lines:
             return rows
         self._execute("DELETE FROM arriving")
-        cleaned = piece.with_name("cleaned.csv")
         try:
-            with piece.open("rb") as source, cleaned.open("wb") as target:
+            with self._piece.open("rb") as source, self._cleaned.open("wb") as target:
                 good_lines(source, target)
-            return insert_lines(self._execute, "arriving", cleaned, columns, day_file, self._zone, name)
+            return insert_lines(self._execute, "arriving", self._cleaned, columns, day_file, self._zone, name)
         finally:
-            cleaned.unlink(missing_ok=True)
+            self._cleaned.unlink(missing_ok=True)
 
     def _forget(self, name: str) -> None:
         if name not in self._loaded:

@@ -1,0 +1,227 @@
+"""What clients may send, good and bad, over real HTTP."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gpumon.model.fields import CSV_COLUMNS, SEED_COLUMNS
+from tests.samples import full_sample, sample
+from tests.server.conftest import Serve
+
+PATH = "/api/receive-data"
+JSON = {"Content-Type": "application/json"}
+
+
+def stored(folder: Path) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for path in sorted((folder / "data").glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+def assert_error(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    body: dict[str, Any] = answer.json()
+    assert answer.status_code == status, answer.text
+    assert body["success"] is False
+    assert body["error_code"] == code
+    assert body["detail"]
+    return body
+
+
+def test_one_sample_and_a_list_of_them_are_stored(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    one = client.post(PATH, json=sample())
+    assert one.status_code == 200
+    assert {k: one.json()[k] for k in ("success", "received_count", "failed_count")} == {
+        "success": True,
+        "received_count": 1,
+        "failed_count": 0,
+    }
+    assert client.post(PATH, json=[sample(gpu_id=1), sample(gpu_id=2)]).json()["received_count"] == 2
+    assert [row["gpu_id"] for row in stored(tmp_path)] == ["0", "1", "2"]
+
+
+def test_the_file_begins_with_the_old_programs_columns(serve: Serve, tmp_path: Path) -> None:
+    serve().post(PATH, json=full_sample(timestamp="2026-11-24T12:00:00.250Z"))
+    header, line = (tmp_path / "data" / "gpu_metrics_20261124.csv").read_text().splitlines()
+    assert tuple(header.split(",")) == CSV_COLUMNS
+    assert CSV_COLUMNS[:13] == SEED_COLUMNS
+    assert line.startswith(
+        "2026-11-24 12:00:00,0,NVIDIA H100 80GB HBM3,50.0,20.0,80000,20000,60000,60,400.5,700.0,,node-1,"
+        "2026-11-24T12:00:00.250Z,5.0,,GPU-"
+    )
+
+
+def test_null_is_allowed_in_every_reading_and_stays_absent(serve: Serve, tmp_path: Path) -> None:
+    readings = dict.fromkeys(SEED_COLUMNS[3:12])
+    assert serve().post(PATH, json=sample(**readings)).status_code == 200
+    assert [stored(tmp_path)[0][name] for name in SEED_COLUMNS[3:12]] == [""] * 9
+
+
+def test_unknown_fields_are_ignored(serve: Serve) -> None:
+    assert serve().post(PATH, json=sample(pods=[{"pod": "x"}], new={"deep": [1]})).status_code == 200
+
+
+def test_a_whole_number_written_as_a_float_is_taken(serve: Serve, tmp_path: Path) -> None:
+    assert serve().post(PATH, json=sample(memory_total=81559.0)).status_code == 200
+    assert stored(tmp_path)[0]["memory_total"] == "81559"
+
+
+def test_one_bad_sample_does_not_spoil_a_batch(serve: Serve, tmp_path: Path) -> None:
+    answer = serve().post(PATH, json=[sample(), sample(gpu_id=1, utilization_gpu=37100), sample(gpu_id=2)])
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["received_count"], body["failed_count"]) == (2, 1)
+    assert body["errors"] == [{"index": 1, "loc": ["utilization_gpu"], "msg": "must be at most 100"}]
+    assert [row["gpu_id"] for row in stored(tmp_path)] == ["0", "2"]
+
+
+BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"utilization_gpu": 37100}, "utilization_gpu"),
+    ({"utilization_gpu": -1}, "utilization_gpu"),
+    ({"utilization_gpu": 1e999}, "utilization_gpu"),
+    ({"utilization_gpu": "50"}, "utilization_gpu"),
+    ({"utilization_gpu": True}, "utilization_gpu"),
+    ({"utilization_gpu": [50]}, "utilization_gpu"),
+    ({"memory_used": -5}, "memory_used"),
+    ({"memory_used": 10**30}, "memory_used"),
+    ({"temperature": 60.5}, "temperature"),
+    ({"power_draw": 1e9}, "power_draw"),
+    ({"gpu_id": -1}, "gpu_id"),
+    ({"gpu_id": None}, "gpu_id"),
+    ({"client_name": None}, "client_name"),
+    ({"client_name": ""}, "client_name"),
+    ({"client_name": "x" * 10_000}, "client_name"),
+    ({"client_name": "a\nb"}, "client_name"),
+    ({"client_name": "a\rb"}, "client_name"),
+    ({"client_name": "a\x00b"}, "client_name"),
+    ({"client_name": "a\u2028b"}, "client_name"),
+    ({"client_name": "=cmd()"}, "client_name"),
+    ({"gpu_name": "@SUM(A1)"}, "gpu_name"),
+    ({"pod": "=cmd()"}, "pod"),
+    ({"pod": "a,b"}, "pod"),
+    ({"pod": 'a"b'}, "pod"),
+    ({"pod": "a\nb"}, "pod"),
+    ({"state": "fine"}, "state"),
+    ({"timestamp": "yesterday"}, "timestamp"),
+    ({"timestamp": "2026-11-24"}, "timestamp"),
+    ({"timestamp": "2026-13-24 12:00:00"}, "timestamp"),
+    ({"timestamp": 1795541603}, "timestamp"),
+    ({"timestamp": "2999-01-01 00:00:00"}, "timestamp"),
+    ({"timestamp": "0001-01-01 00:00:00"}, "timestamp"),
+    ({"timestamp": "9999-12-31 23:59:59"}, "timestamp"),
+    ({"sampled_at": "0001-01-01T00:00:00+23:59"}, "sampled_at"),
+]
+
+
+@pytest.mark.parametrize(("fields", "culprit"), BAD_FIELDS, ids=lambda value: str(value)[:40])
+def test_a_bad_value_is_refused_with_its_field_and_a_sentence(
+    serve: Serve, tmp_path: Path, fields: dict[str, Any], culprit: str
+) -> None:
+    client = serve(limits={"accept_past_days": 400})
+    body = assert_error(
+        client.post(PATH, content=json.dumps(sample(**fields)).replace("Infinity", "1e999"), headers=JSON),
+        422,
+        "VALIDATION_ERROR",
+    )
+    assert culprit in body["errors"][0]["loc"]
+    assert body["errors"][0]["msg"]
+    assert stored(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", SEED_COLUMNS)
+def test_identity_is_required_and_readings_are_not(serve: Serve, name: str) -> None:
+    without = {key: value for key, value in sample().items() if key != name}
+    needed = name in ("timestamp", "gpu_id", "gpu_name", "client_name")
+    answer = serve().post(PATH, json=without)
+    assert answer.status_code == (422 if needed else 200)
+    if needed:
+        assert answer.json()["errors"] == [{"index": 0, "loc": [name], "msg": "is required"}]
+
+
+BAD_BODIES: list[tuple[str, bytes, dict[str, str], int, str]] = [
+    ("empty", b"", JSON, 422, "VALIDATION_ERROR"),
+    ("empty list", b"[]", JSON, 422, "VALIDATION_ERROR"),
+    ("cut off", b'[{"timestamp": "2026', JSON, 422, "VALIDATION_ERROR"),
+    ("a number", b"7", JSON, 422, "VALIDATION_ERROR"),
+    ("a string", b'"x"', JSON, 422, "VALIDATION_ERROR"),
+    ("list of numbers", b"[1, 2]", JSON, 422, "VALIDATION_ERROR"),
+    ("NaN", b'[{"utilization_gpu": NaN}]', JSON, 422, "VALIDATION_ERROR"),
+    ("not UTF-8", b'[{"client_name": "\xff\xfe"}]', JSON, 422, "VALIDATION_ERROR"),
+    ("lone surrogate", b'[{"client_name": "\\ud800"}]', JSON, 422, "VALIDATION_ERROR"),
+    ("nested too deep", b"[" * 200_000, JSON, 422, "VALIDATION_ERROR"),
+    ("form", b"a=1", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "HTTP_415"),
+    ("text", b"[]", {"Content-Type": "text/plain"}, 415, "HTTP_415"),
+    ("brotli", b"[]", JSON | {"Content-Encoding": "br"}, 415, "HTTP_415"),
+    ("not gzip", b"[]", JSON | {"Content-Encoding": "gzip"}, 400, "HTTP_400"),
+    ("torn gzip", gzip.compress(b"[]" * 99)[:-9], JSON | {"Content-Encoding": "gzip"}, 400, "HTTP_400"),
+    ("gzip and more", gzip.compress(b"[]") + b"x", JSON | {"Content-Encoding": "gzip"}, 400, "HTTP_400"),
+    ("gzip bomb", gzip.compress(b" " * 50_000_000), JSON | {"Content-Encoding": "gzip"}, 413, "HTTP_413"),
+    ("too large", b" " * 1_500_000, JSON, 413, "HTTP_413"),
+    ("bad batch id", b"[]", JSON | {"Gpumon-Batch": "what"}, 400, "HTTP_400"),
+]
+
+
+@pytest.mark.parametrize(("name", "body", "headers", "status", "code"), BAD_BODIES, ids=lambda v: str(v)[:20])
+def test_a_bad_body_is_refused_in_the_envelope(
+    serve: Serve, tmp_path: Path, name: str, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    client = serve(server={"max_body_mb": 1})
+    assert_error(client.post(PATH, content=body, headers=headers), status, code)
+    assert client.post(PATH, json=sample()).status_code == 200, f"after {name}"
+    assert len(stored(tmp_path)) == 1
+
+
+def test_a_body_of_unknown_length_is_limited_too(serve: Serve) -> None:
+    client = serve(server={"max_body_mb": 1})
+    assert_error(client.post(PATH, content=iter([b" " * 100_000] * 20), headers=JSON), 413, "HTTP_413")
+
+
+def test_a_query_body_is_limited_too(serve: Serve) -> None:
+    client = serve(server={"max_body_mb": 1})
+    too_large = b'{"x": "' + b" " * 1_500_000 + b'"}'
+    assert_error(client.post("/api/gpu/list", content=iter([too_large]), headers=JSON), 413, "HTTP_413")
+    assert_error(client.post("/api/gpu/list", content=too_large, headers=JSON), 413, "HTTP_413")
+
+
+def test_names_with_commas_quotes_and_other_scripts_are_kept_as_they_are(serve: Serve, tmp_path: Path) -> None:
+    name = 'GPU, "großer" 顯示卡 🚀'
+    client = serve()
+    assert client.post(PATH, json=sample(gpu_name=name)).status_code == 200
+    assert stored(tmp_path)[0]["gpu_name"] == name
+    assert client.post("/api/gpu/list").json()["data"][0]["gpu_name"] == name
+
+
+def test_a_batch_with_an_id_is_stored_once_also_across_a_restart(tmp_path: Path, serve: Serve) -> None:
+    from tests.server.conftest import serving, settings_for
+
+    headers = {"Gpumon-Batch": "node-1/boot/7"}
+    with serving(settings_for(tmp_path / "data")) as client:
+        assert "duplicate" not in client.post(PATH, json=sample(), headers=headers).json()
+        assert client.post(PATH, json=sample(), headers=headers).json()["duplicate"] is True
+    again = serve().post(PATH, json=sample(), headers=headers)
+    assert (again.status_code, again.json()["duplicate"]) == (200, True)
+    assert len(stored(tmp_path)) == 1
+
+
+def test_without_an_id_the_same_sample_twice_is_two_rows(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    for _ in range(2):
+        client.post(PATH, json=sample())
+    assert len(stored(tmp_path)) == 2
+
+
+def test_a_row_is_filed_under_its_own_day_not_that_of_its_arrival(serve: Serve, tmp_path: Path) -> None:
+    serve().post(PATH, json=[sample(timestamp="2026-11-20 23:59:59"), sample(timestamp="2026-11-21 00:00:00")])
+    assert sorted(path.name for path in (tmp_path / "data").glob("*.csv")) == [
+        "gpu_metrics_20261120.csv",
+        "gpu_metrics_20261121.csv",
+    ]

@@ -1,0 +1,85 @@
+"""Old days go, past days are compressed, the folder fits; answers stay what the files say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from gpumon.server.engine import Engine
+from tests.samples import sample
+from tests.server.conftest import serving, settings_for
+
+DAYS = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in range(10, 25)]
+TODAY = DAYS[-1]
+
+
+def filled(folder: Path) -> None:
+    with serving(settings_for(folder)) as client:
+        rows = [sample(timestamp=day.isoformat(), gpu_id=gpu) for day in DAYS for gpu in range(20)]
+        client.post("/api/receive-data", json=rows).raise_for_status()
+
+
+def tidied(folder: Path, **storage: object) -> dict[str, int]:
+    """The names and sizes of the day files after one housekeeping run of a server."""
+    engine = Engine(settings_for(folder, storage=storage), now=lambda: TODAY)
+    engine.open()
+    try:
+        engine.tidy_now()
+    finally:
+        engine.close()
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("gpu_metrics_*"))}
+
+
+def total(folder: Path) -> int:
+    with serving(settings_for(folder)) as client:
+        return int(client.post("/api/gpu/statistics").json()["data"]["samples"])
+
+
+def test_days_older_than_the_retention_go_with_their_rows(tmp_path: Path) -> None:
+    filled(tmp_path)
+    names = list(tidied(tmp_path, data_retention_days=3))
+    assert names == [f"gpu_metrics_202611{day}.csv" for day in (21, 22, 23, 24)]
+    assert total(tmp_path) == 4 * 20
+
+
+def test_retention_0_keeps_all(tmp_path: Path) -> None:
+    filled(tmp_path)
+    assert len(tidied(tmp_path, data_retention_days=0)) == len(DAYS)
+
+
+def test_past_days_are_compressed_and_still_answered_and_late_rows_get_a_part(tmp_path: Path) -> None:
+    filled(tmp_path)
+    names = list(tidied(tmp_path, enable_file_compression=True, compress_after_days=2))
+    assert sum(name.endswith(".csv.gz") for name in names) == len(DAYS) - 2
+    assert sum(name.endswith(".csv") for name in names) == 2
+    assert total(tmp_path) == len(DAYS) * 20
+    with serving(settings_for(tmp_path)) as client:
+        late = sample(timestamp=(TODAY - timedelta(days=5)).isoformat())
+        client.post("/api/receive-data", json=late).raise_for_status()
+        assert client.post("/api/gpu/statistics").json()["data"]["samples"] == len(DAYS) * 20 + 1
+    assert (tmp_path / "gpu_metrics_20261119.001.csv").exists()
+
+
+def test_the_oldest_days_go_while_the_folder_is_too_large(tmp_path: Path) -> None:
+    filled(tmp_path)
+    sizes = tidied(tmp_path)
+    everything = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    names = list(tidied(tmp_path, max_disk_mb=(everything - 3 * sizes["gpu_metrics_20261110.csv"] + 1) / 1e6))
+    assert names[0] > "gpu_metrics_20261112.csv"
+    assert names[-1] == "gpu_metrics_20261124.csv"
+
+
+def test_today_is_never_deleted_for_space(tmp_path: Path) -> None:
+    filled(tmp_path)
+    assert list(tidied(tmp_path, max_disk_mb=0.000001)) == ["gpu_metrics_20261124.csv"]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_disk_is_left_without_temporary_files(tmp_path: Path, compress: bool) -> None:
+    filled(tmp_path)
+    tidied(tmp_path, enable_file_compression=compress)
+    left = {path.name for path in (tmp_path / ".gpumon").iterdir()}
+    assert left <= {"commits.log", "store.duckdb", "quarantine", "tmp"}
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
