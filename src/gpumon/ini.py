@@ -21,6 +21,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from gpumon.errors import SettingsError
+from gpumon.faults import explain
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -132,12 +133,10 @@ def _convert(settings: type[S], values: dict[str, Any], where: Mapping[tuple[str
     try:
         return msgspec.convert(values, settings, strict=False)
     except msgspec.ValidationError as error:
-        reason, _, at = str(error).partition(" - at `$.")
-        section, _, name = at.rstrip("`").partition(".")
-        if not name:
-            raise SettingsError(reason) from error
-        key = next(k for k in keys(settings) if (k.section, k.name) == (section, name))
+        known = {f"{key.section}.{key.name}": key for key in keys(settings)}
+        path, fault = explain(error, lambda path: get_args(known[path].type))
+        key = known[path]
         raise SettingsError(
-            f"[{section.upper()}] {name} = {values[section][name]!r} (from {where[section, name]}) is not valid: "
-            f"{reason.lower()}. Meaning of the key: {key.help}"
+            f"[{key.section.upper()}] {key.name} = {values[key.section][key.name]!r} (from "
+            f"{where[key.section, key.name]}) {fault}. Meaning of the key: {key.help}"
         ) from error

@@ -53,9 +53,7 @@ def libraries(proc: Path) -> Iterator[Callable[..., Library]]:
     """Makes libraries: `make(gpus, rest)`, both TOML; `gpus` is what stands in the first [[node.gpus]]."""
     made: list[Library] = []
 
-    def make(
-        gpus: str = 'model = "h100-sxm"', rest: str = "", *, top: str = "", node: str = "node-1"
-    ) -> Library:
+    def make(gpus: str = 'model = "h100-sxm"', rest: str = "", *, top: str = "", node: str = "node-1") -> Library:
         text = f'[[node]]\nmatch = "*"\n{top}\n[[node.gpus]]\n{gpus}\n{rest}'
         made.append(Library(text, node, Times(), proc))
         pynvml.nvmlInit()

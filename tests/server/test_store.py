@@ -5,11 +5,15 @@ from __future__ import annotations
 import gzip
 import shutil
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 
+from gpumon.errors import QueryError
 from gpumon.model.fields import CSV_COLUMNS
+from gpumon.server.queries import Query
+from gpumon.server.store import Store
 from tests.samples import sample
 from tests.server.conftest import Serve, serving, settings_for
 
@@ -168,11 +172,12 @@ def test_rows_committed_but_not_yet_in_the_store_are_there_after_a_restart(tmp_p
         assert figures(client) == (2, 50.0)
 
 
-def test_a_query_that_takes_too_long_is_stopped_and_says_what_to_do(serve: Serve, tmp_path: Path) -> None:
-    lines = [old_line(h % 24, gpu=g) for h in range(24) for g in range(500)]
-    for day in range(1, 20):
-        put(tmp_path / "data", f"gpu_metrics_202611{day:02d}.csv", SEED, *lines)
-    client = serve(performance={"query_timeout_seconds": 0.0001})
-    answer = client.post("/api/gpu/statistics")
-    assert answer.status_code == 503
-    assert "query_timeout_seconds" in answer.json()["detail"]
+def test_a_query_that_takes_too_long_is_stopped_and_says_what_to_do(tmp_path: Path) -> None:
+    endless = Query("SELECT sum(a.range * b.range) FROM range(?) a, range(100000) b", [10**9])
+    store = Store(tmp_path, "gpu_metrics", ZoneInfo("UTC"), lambda _: None, query_timeout_seconds=0.2)
+    store.open()
+    with pytest.raises(QueryError, match="query_timeout_seconds") as refused:
+        store.select(endless)
+    assert refused.value.status == 503
+    assert store.select(Query("SELECT 1")) == [(1,)]
+    store.close()

@@ -89,7 +89,7 @@ class FieldBatch:
             if code == pynvml.NVML_SUCCESS:
                 reading[item.field] = _converted(item, value)
                 self._given.add(item.field)
-            elif False:
+            elif code in GPU_GONE or code in LIBRARY_GONE:
                 raise pynvml.NVMLError(code)
             elif self._will_never_answer(item, code):
                 unknown.add(item)

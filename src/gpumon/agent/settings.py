@@ -19,8 +19,7 @@ class Authentication(msgspec.Struct, frozen=True, kw_only=True):
     client_name: Annotated[
         str,
         Meta(
-            description="Name under which samples are stored. Empty: the variable NODE_NAME, else the "
-            "host's name."
+            description="Name under which samples are stored. Empty: the variable NODE_NAME, else the host's name."
         ),
     ] = ""
 
@@ -33,8 +32,7 @@ class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.1,
             le=3600,
-            description="Time between two samples of a GPU. A tick that comes late is skipped, "
-            "never made up for.",
+            description="Time between two samples of a GPU. A tick that comes late is skipped, never made up for.",
             extra={"unit": "s"},
         ),
     ] = 5.0
@@ -79,9 +77,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     connection_timeout: Annotated[
         float, Meta(gt=0, description="Longest wait for a connection.", extra={"unit": "s"})
     ] = 30.0
-    read_timeout: Annotated[
-        float, Meta(gt=0, description="Longest wait for an answer.", extra={"unit": "s"})
-    ] = 60.0
+    read_timeout: Annotated[float, Meta(gt=0, description="Longest wait for an answer.", extra={"unit": "s"})] = (
+        60.0
+    )
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,9 +154,9 @@ class GpuMetrics(msgspec.Struct, frozen=True, kw_only=True):
     include_temperature: Annotated[bool, Meta(description="Temperatures.")] = True
     include_power: Annotated[bool, Meta(description="Power, power limit, energy.")] = True
     include_fan_speed: Annotated[bool, Meta(description="Fan speed.")] = True
-    include_clocks: Annotated[
-        bool, Meta(description="Clocks, performance state, why clocks are not higher.")
-    ] = True
+    include_clocks: Annotated[bool, Meta(description="Clocks, performance state, why clocks are not higher.")] = (
+        True
+    )
     include_links: Annotated[bool, Meta(description="PCIe and NVLink counters.")] = True
     include_health: Annotated[bool, Meta(description="ECC errors.")] = True
     include_processes: Annotated[bool, Meta(description="Number of processes.")] = True

@@ -195,9 +195,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         0,
         86_400,
     ),
-    Field(
-        "node", "text", "", "Kubernetes node. Absent outside Kubernetes.", "NODE_NAME", kubernetes_name=True
-    ),
+    Field("node", "text", "", "Kubernetes node. Absent outside Kubernetes.", "NODE_NAME", kubernetes_name=True),
     Field("gpu_uuid", "text", "", "The GPU's identity.", "nvmlDeviceGetUUID"),
     Field(
         "mig_uuid",

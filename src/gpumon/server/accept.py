@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from gpumon.clock import to_wire
+from gpumon.faults import explain
 from gpumon.model.fields import BY_NAME, CSV_COLUMNS, FIELDS
 from gpumon.model.sample import GpuSample
 
@@ -177,7 +178,8 @@ def _one_by_one(body: bytes, accepted: Accepted) -> list[tuple[int, Any]]:
         try:
             good.append((index, msgspec.convert(_whole_numbers(sample), GpuSample)))
         except msgspec.ValidationError as error:
-            accepted.refuse(index, *_fault_of(error))
+            name, fault = explain(error, lambda name: BY_NAME[name].choices)
+            accepted.refuse(index, [name] if name else [], fault)
     return good
 
 
@@ -187,22 +189,3 @@ def _whole_numbers(sample: dict[str, Any]) -> dict[str, Any]:
         name: int(value) if name in _INTEGERS and isinstance(value, float) and value.is_integer() else value
         for name, value in sample.items()
     }
-
-
-_TYPES = {"int": "a whole number", "float": "a number", "str": "text", "null": "null", "bool": "true or false"}
-
-
-def _fault_of(error: msgspec.ValidationError) -> tuple[list[str], str]:
-    """(field, sentence) of what msgspec found wrong with a sample."""
-    reason, _, at = str(error).partition(" - at `$.")
-    loc = [at.rstrip("`")] if at else []
-    if match := re.fullmatch(r"Object missing required field `(\w+)`", reason):
-        return [match[1]], "is required"
-    if match := re.fullmatch(r"Expected `([^`]+)`, got `(\w+)`", reason):
-        wanted = " or ".join(_TYPES.get(name, name) for name in match[1].split(" | "))
-        return loc, f"must be {wanted}, not {_TYPES.get(match[2], match[2])}"
-    if match := re.fullmatch(r"Expected `\w+`(?: \| null)? (<=|>=) (\S+)", reason):
-        return loc, f"must be {'at most' if match[1] == '<=' else 'at least'} {float(match[2]):g}"
-    if match := re.fullmatch(r"Invalid enum value (.+)", reason):
-        return loc, f"must be one of {', '.join(BY_NAME[loc[0]].choices)}, not {match[1]}"
-    return loc, reason[0].lower() + reason[1:].replace("`", "")
