@@ -17,21 +17,6 @@ from tests.agent.simulated import MODELS, Library, libraries
 
 MIB = 2**20
 ALL_LINKS = 2**32 - 1
-PROCESSES = """
-[[node.processes]]
-pid = 11
-memory_mib = 1000
-[[node.processes]]
-pid = 12
-memory_known = false
-[[node.processes]]
-pid = 13
-kind = "graphics"
-memory_mib = 200
-[[node.processes]]
-pid = 14
-kind = "mps"
-"""
 
 
 @pytest.fixture
@@ -78,8 +63,8 @@ def test_tells_who_a_gpu_is(make: Callable[..., Library]) -> None:
     assert pynvml.nvmlDeviceGetName(gpu) == "NVIDIA H100 80GB HBM3"
     assert pynvml.nvmlDeviceGetUUID(gpu).startswith("GPU-")
     assert pynvml.nvmlDeviceGetIndex(gpu) == pynvml.nvmlDeviceGetMinorNumber(gpu) == 2
-    assert pynvml.nvmlDeviceGetPciInfo(gpu).busId == b"00000000:1A:00.0"
-    assert pynvml.nvmlDeviceGetPciInfo(gpu).busIdLegacy == b"0000:1A:00.0"
+    assert pynvml.nvmlDeviceGetPciInfo(gpu).busId == "00000000:1A:00.0"
+    assert pynvml.nvmlDeviceGetPciInfo(gpu).busIdLegacy == "0000:1A:00.0"
     assert pynvml.nvmlDeviceGetCudaComputeCapability(gpu) == (9, 0)
     assert len(pynvml.nvmlDeviceGetSerial(gpu)) == 13
     assert pynvml.nvmlSystemGetDriverVersion() == "570.1"
@@ -133,7 +118,7 @@ def test_an_idle_gpu_and_a_full_one_look_like_it(make: Callable[..., Library]) -
 
 
 def test_memory_adds_up_in_both_versions(make: Callable[..., Library]) -> None:
-    gpu = make('model = "h100-sxm"', PROCESSES).gpu()
+    gpu = make('model = "h100-sxm"', "[[node.processes]]\npid = 11").gpu()
     new = pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2)
     old = pynvml.nvmlDeviceGetMemoryInfo(gpu)
     assert new.total == old.total == 81559 * MIB
@@ -149,19 +134,19 @@ def test_a_structure_of_another_version_is_refused(make: Callable[..., Library])
 
 
 UNSUPPORTED = {
-    "fan": (lambda gpu: pynvml.nvmlDeviceGetFanSpeed(gpu), {"rtx-4090"}),
-    "memory": (lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu), set(MODELS) - {"gb10"}),
-    "power": (lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu), set(MODELS) - {"vgpu-a40-8q"}),
-    "limit": (lambda gpu: pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu), set(MODELS) - {"gb10", "vgpu-a40-8q"}),
+    "fan": (pynvml.nvmlDeviceGetFanSpeed, {"rtx-4090"}),
+    "memory": (pynvml.nvmlDeviceGetMemoryInfo, set(MODELS) - {"gb10"}),
+    "power": (pynvml.nvmlDeviceGetPowerUsage, set(MODELS) - {"vgpu-a40-8q"}),
+    "limit": (pynvml.nvmlDeviceGetEnforcedPowerLimit, set(MODELS) - {"gb10", "vgpu-a40-8q"}),
     "temperature": (lambda gpu: pynvml.nvmlDeviceGetTemperature(gpu, 0), set(MODELS) - {"vgpu-a40-8q"}),
     "ecc": (
         lambda gpu: pynvml.nvmlDeviceGetTotalEccErrors(gpu, 1, 0),
         {"h100-sxm", "a100-sxm", "t4", "l4"},
     ),
-    "rows": (lambda gpu: pynvml.nvmlDeviceGetRemappedRows(gpu), {"h100-sxm", "a100-sxm", "l4"}),
+    "rows": (pynvml.nvmlDeviceGetRemappedRows, {"h100-sxm", "a100-sxm", "l4"}),
     "pages": (lambda gpu: pynvml.nvmlDeviceGetRetiredPages(gpu, 1), {"t4"}),
-    "serial": (lambda gpu: pynvml.nvmlDeviceGetSerial(gpu), {"h100-sxm", "a100-sxm", "t4", "l4"}),
-    "mig": (lambda gpu: pynvml.nvmlDeviceGetMigMode(gpu), {"h100-sxm", "a100-sxm"}),
+    "serial": (pynvml.nvmlDeviceGetSerial, {"h100-sxm", "a100-sxm", "t4", "l4"}),
+    "mig": (pynvml.nvmlDeviceGetMigMode, {"h100-sxm", "a100-sxm"}),
     "memory clock": (lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, 2), set(MODELS) - {"gb10"}),
 }
 
@@ -215,37 +200,6 @@ def test_margins_to_the_temperature_limit_are_signed(make: Callable[..., Library
     (shutdown,) = pynvml.nvmlDeviceGetFieldValues(gpu, [193])
     assert shutdown.valueType == pynvml.NVML_VALUE_TYPE_SIGNED_INT
     assert shutdown.value.siVal == -8
-
-
-def test_processes_are_listed_by_kind_with_what_they_hold(make: Callable[..., Library]) -> None:
-    gpu = make('model = "h100-sxm"\nmemory_used_mib = 3000', PROCESSES).gpu()
-    compute = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
-    graphics = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetGraphicsRunningProcesses(gpu)}
-    mps = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetMPSComputeRunningProcesses(gpu)}
-    assert compute == {11: 1000 * MIB, 12: None}
-    assert graphics == {13: 200 * MIB}
-    assert list(mps) == [14]
-    unknown = mps[14]  # both processes without a size share the rest alike
-    assert sum(v for v in (*compute.values(), *graphics.values(), *mps.values()) if v) + unknown == pytest.approx(
-        3000 * MIB, abs=8 * MIB
-    )
-
-
-def test_a_list_tells_the_room_that_it_takes_and_fills_room_brought_at_once(
-    make: Callable[..., Library],
-) -> None:
-    library = make('model = "h100-sxm"', PROCESSES)
-    gpu = library.gpu()
-    call = library.fake.nvmlDeviceGetComputeRunningProcesses_v3
-    count = ctypes.c_uint(0)
-    assert call(gpu, ctypes.byref(count), None) == pynvml.NVML_ERROR_INSUFFICIENT_SIZE
-    assert count.value == 2
-    rows = (pynvml.c_nvmlProcessInfo_v3_t * 8)()
-    count.value = 8
-    assert call(gpu, ctypes.byref(count), rows) == pynvml.NVML_SUCCESS
-    assert (count.value, [row.pid for row in rows[:2]]) == (2, [11, 12])
-    count.value = 1
-    assert call(gpu, ctypes.byref(count), rows) == pynvml.NVML_ERROR_INSUFFICIENT_SIZE
 
 
 def test_retired_pages_and_remapped_rows_are_counted_where_the_model_has_them(

@@ -108,7 +108,8 @@ def metrics(first: Any, second: Any, ids: list[int]) -> dict[int, float | None]:
 
 def test_gpm_gives_the_mean_between_two_samples(make: Callable[..., Library]) -> None:
     library = make(
-        'model = "h100-sxm"\nutilization = { shape = "bursts", busy = 80, idle = 0, period_seconds = 10, duty = 0.5 }'
+        'model = "h100-sxm"\n'
+        'utilization = { shape = "bursts", busy = 80, idle = 0, period_seconds = 10, duty = 0.5 }'
     )
     gpu = library.gpu()
     samples = [pynvml.nvmlGpmSampleAlloc() for _ in range(2)]

@@ -109,7 +109,11 @@ def test_values_that_the_library_leaves_untouched_are_not_those_of_the_last_samp
     node = nodes()
     fills = node.fake._functions["nvmlDeviceGetFieldValues"]
     answers = iter([fills, lambda *args: 0])
-    node.fake._functions["nvmlDeviceGetFieldValues"] = lambda *args: next(answers)(*args)
+
+    def first_fills(*args: Any) -> int:
+        return next(answers)(*args)  # type: ignore[no-any-return]
+
+    node.fake._functions["nvmlDeviceGetFieldValues"] = first_fills
     assert "energy_mj" in node.open().read()
     assert "energy_mj" not in node.read()
 

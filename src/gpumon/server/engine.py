@@ -29,7 +29,7 @@ from gpumon.tasks import Task
 
 log = logging.getLogger(__name__)
 
-REFRESH_SECONDS = 0.5
+REFRESH_SECONDS = 2.0
 REOPEN_SECONDS = 5.0
 _MB = 10**6
 

@@ -1,7 +1,7 @@
 """From bytes of a CSV file to rows of a table, by DuckDB's CSV reader.
 
-Every cell is read as text and cast one by one, so a cell that is no number is NULL and the row stays. Rows of
-the old program's thirteen columns and gpumon's may mix in one file. A line that is no CSV, or whose time, GPU
+A cell that is no number is NULL and its row stays. Rows of the old program's thirteen columns and gpumon's may
+mix in one file. A line that is no CSV, or whose time, GPU
 or client can't be read, is damaged: it is counted and left out, and the others are served.
 """
 
@@ -41,14 +41,25 @@ def open_csv(path: Path) -> BinaryIO:
 
 
 def insert_lines(
-    execute: Execute, table: str, path: Path, columns: list[str], day_file: DayFile, zone: ZoneInfo, source: str
+    execute: Execute,
+    table: str,
+    path: Path,
+    columns: list[str],
+    day_file: DayFile,
+    zone: ZoneInfo,
+    source: str,
+    *,
+    tolerant: bool,
 ) -> int:
     """Inserts the lines of a file without a header into `table`, marked as `source`'s. Gives the number of rows.
-    Raises duckdb.Error where DuckDB can't read the file at all."""
-    types = "{" + ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in columns) + "}"
-    local = 'TRY_CAST("timestamp" AS TIMESTAMP)'
+
+    Strictly, a line with a cell that is not of its column's type is left out, which is twice as fast; tolerantly,
+    such a cell is NULL. Raises duckdb.Error where DuckDB can't read the file at all."""
+    kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in FIELDS}
+    types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
+    local = 'TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"'
     to_utc, parameters = _local_to_utc(local, day_file, zone)
-    selected = ", ".join(_cell(field, columns, local, to_utc) for field in FIELDS)
+    selected = ", ".join(_cell(field, columns, local, to_utc, tolerant=tolerant) for field in FIELDS)
     identity = " AND ".join(f"{name} IS NOT NULL" for name in IDENTITY)
     cursor = execute(
         f"""
@@ -100,21 +111,20 @@ def copy_lines(path: Path, target: Path, start: int, end: int) -> int:
     return lines
 
 
-def _cell(field: Field, columns: list[str], local: str, to_utc: str) -> str:
+def _cell(field: Field, columns: list[str], local: str, to_utc: str, *, tolerant: bool) -> str:
     if field.name not in columns:
         return f"{to_utc} AS {field.name}" if field.name == "sampled_at" else f"NULL AS {field.name}"
     text = _quoted(field.name)
+    cast = f"TRY_CAST({text} AS {field.sql_type})" if tolerant and field.kind != "text" else text
     match field.name, field.kind:
         case "timestamp", _:
             value = f"date_trunc('second', {local})"
         case "sampled_at", _:
-            value = f"coalesce(TRY_CAST({text} AS TIMESTAMP), {to_utc})"
-        case _, "int":
-            value = f"TRY_CAST({text} AS BIGINT)"
+            value = f"coalesce({cast}, {to_utc})"
         case _, "float":
-            value = f"CASE WHEN isfinite(TRY_CAST({text} AS DOUBLE)) THEN TRY_CAST({text} AS DOUBLE) END"
+            value = f"CASE WHEN isfinite({cast}) THEN {cast} END"
         case _:
-            value = text
+            value = cast
     return f"{value} AS {field.name}"
 
 

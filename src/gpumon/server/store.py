@@ -3,7 +3,7 @@
 `refresh` makes the store equal to the files: it loads what was committed since the last time, files that were
 dropped into the folder, and forgets files that are gone. Rows get in by one way only, from the bytes of the
 CSV, whether they came a second ago, before a crash or from the old program; so an answer always equals one
-computed from the files. It runs in the background twice a second and before each query, so a row is in the
+computed from the files. It runs in the background every two seconds and before each query, so a row is in the
 answers as soon as its sender has been told 200.
 
 When the database can't be opened or is of another version it is made anew from the CSV files.
@@ -221,13 +221,19 @@ class Store:
         self._note_latest()
 
     def _insert(self, columns: list[str], day_file: DayFile, name: str, lines: int) -> int:
-        """Inserts the lines of the piece into `arriving`; where some are damaged, one by one the good ones, since
-        a damaged line may swallow its neighbours."""
+        """Inserts the lines of the piece into `arriving`: all at once, and when some are left out, once more
+        tolerantly without the lines that are no CSV, since one may swallow its neighbours."""
         if not set(IDENTITY) <= set(columns):
             log.warning("csv_not_samples file=%s: its header has no %s", name, ", ".join(IDENTITY))
             return 0
+
+        def insert(path: Path, *, tolerant: bool) -> int:
+            return insert_lines(
+                self._execute, "arriving", path, columns, day_file, self._zone, name, tolerant=tolerant
+            )
+
         try:
-            rows = insert_lines(self._execute, "arriving", self._piece, columns, day_file, self._zone, name)
+            rows = insert(self._piece, tolerant=False)
         except duckdb.Error:
             rows = -1
         if rows == lines:
@@ -236,7 +242,7 @@ class Store:
         try:
             with self._piece.open("rb") as source, self._cleaned.open("wb") as target:
                 good_lines(source, target)
-            return insert_lines(self._execute, "arriving", self._cleaned, columns, day_file, self._zone, name)
+            return insert(self._cleaned, tolerant=True)
         finally:
             self._cleaned.unlink(missing_ok=True)
 
@@ -262,9 +268,7 @@ class Store:
 
     def _note_latest(self) -> None:
         """Takes the newest rows of what arrived into `live.latest`; of two of the same instant the later."""
-        self._execute(f"""
-            CREATE OR REPLACE TEMP TABLE newest AS SELECT {_COLUMNS} FROM arriving
-            QUALIFY row_number() OVER (PARTITION BY {_KEY} ORDER BY sampled_at DESC, rowid DESC) = 1""")
+        self._execute(f"CREATE OR REPLACE TEMP TABLE newest AS {_newest_of('arriving')}")
         self._execute("""
             DELETE FROM live.latest USING newest
             WHERE latest.client_name = newest.client_name AND latest.gpu_id = newest.gpu_id
@@ -274,11 +278,15 @@ class Store:
             ANTI JOIN live.latest USING ({_KEY})""")
 
     def _remember_latest(self) -> None:
-        """Makes `live.latest` anew from all rows, in two steps so that only few are sorted."""
-        self._execute(f"""
-            CREATE OR REPLACE TABLE live.latest AS
-            WITH newest AS (SELECT {_KEY}, max(sampled_at) AS sampled_at FROM samples GROUP BY {_KEY}),
-                 candidates AS (SELECT samples.rowid AS place, {", ".join(f"samples.{c}" for c in CSV_COLUMNS)}
-                                FROM samples SEMI JOIN newest USING ({_KEY}, sampled_at))
-            SELECT {_COLUMNS} FROM candidates
-            QUALIFY row_number() OVER (PARTITION BY {_KEY} ORDER BY place DESC) = 1""")
+        """Makes `live.latest` anew from all rows."""
+        self._execute(f"CREATE OR REPLACE TABLE live.latest AS {_newest_of('samples')}")
+
+
+def _newest_of(table: str) -> str:
+    """SQL for the newest row of each GPU; of two of the same instant the later. By aggregates and joins, since a
+    window would sort every row with all its columns."""
+    return f"""
+        WITH moment AS (SELECT {_KEY}, max(sampled_at) AS sampled_at FROM {table} GROUP BY {_KEY}),
+             place AS (SELECT max(rows.rowid) AS rowid FROM {table} AS rows JOIN moment USING ({_KEY}, sampled_at)
+                       GROUP BY {_KEY})
+        SELECT {_COLUMNS} FROM {table} WHERE rowid IN (SELECT rowid FROM place)"""
