@@ -69,10 +69,10 @@ def body_of(rows: int) -> bytes:
     return json.dumps(
         [
             {
-                "timestamp": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", "gpu_id": gpu, "gpu_name": "NVIDIA H100 80GB HBM3",
+                "timestamp": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", "gpu_id": gpu, "gpu_name": "NVIDIA H100",
                 "utilization_gpu": 87.0, "utilization_memory": 41.0, "memory_total": 81559, "memory_used": 61004,
-                "memory_free": 20555, "temperature": 61, "power_draw": 512.4, "power_limit": 700.0, "fan_speed": None,
-                "client_name": "gpu-node-a",
+                "memory_free": 20555, "temperature": 61, "power_draw": 512.4, "power_limit": 700.0,
+                "fan_speed": None, "client_name": "gpu-node-a",
             }
             for gpu in range(rows)
         ]

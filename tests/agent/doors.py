@@ -94,6 +94,7 @@ class FakeLibrary:
         self.is_open = False
         self.opened_at: list[float] = []
         self.looked_at: list[float] = []
+        self.looked = threading.Semaphore(0)
         self.reads: list[int] = []
         self._times = times or Times()
 
@@ -120,6 +121,7 @@ class FakeLibrary:
 
     def find_again(self, gpu: Gpu) -> bool:
         self.looked_at.append(self._times.seconds)
+        self.looked.release()
         return self.found
 
 

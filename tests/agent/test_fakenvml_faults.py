@@ -196,9 +196,10 @@ def test_the_binding_asks_it_for_the_text_of_an_error_that_it_does_not_know() ->
         fake.uninstall()
 
 
-def test_the_binding_is_as_before_once_it_is_uninstalled(tmp_path: Path) -> None:
+def test_the_binding_is_as_before_once_it_is_uninstalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(ONE_L4)
+    monkeypatch.setitem(pynvml._nvmlGetFunctionPointer_cache, "nvmlDeviceGetCount_v2", "of the real library")
     before = (pynvml.nvmlLib, dict(pynvml._nvmlGetFunctionPointer_cache), pynvml._nvmlLib_refcount)
     first = fakenvml.install(path, "node-1")
     pynvml.nvmlInit()

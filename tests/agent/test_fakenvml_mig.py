@@ -147,3 +147,7 @@ def test_gpm_samples_an_instance_that_there_is(make: Callable[..., Library]) -> 
     pynvml.nvmlGpmMigSampleGet(gpu, 1, sample)
     with pytest.raises(pynvml.NVMLError_InvalidArgument):
         pynvml.nvmlGpmMigSampleGet(gpu, 2, sample)
+    whole = pynvml.nvmlGpmSampleAlloc()
+    pynvml.nvmlGpmSampleGet(gpu, whole)
+    with pytest.raises(pynvml.NVMLError_InvalidArgument):
+        metrics(sample, whole, [2])

@@ -116,6 +116,11 @@ def test_processes_that_do_not_fit_are_squeezed(tmp_path: Path) -> None:
         assert held == pytest.approx(memory.used, abs=4 * 2**20)
 
 
+def test_memory_in_use_is_at_least_what_processes_hold(make: Callable[..., Library]) -> None:
+    gpu = make('model = "t4"\nmemory_used_mib = 100', "[[node.processes]]\npid = 5\nmemory_mib = 1000").gpu()
+    assert pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used == 1003 * MIB
+
+
 SHARES = """
 [[node.processes]]
 pid = 1
@@ -202,3 +207,13 @@ def test_an_event_set_gives_what_was_registered(make: Callable[..., Library]) ->
     pynvml.nvmlEventSetFree(events)
     with pytest.raises(pynvml.NVMLError_InvalidArgument):
         pynvml.nvmlEventSetWait_v2(events, 0)
+
+
+def test_xids_of_several_gpus_that_are_due_come_by_their_time(make: Callable[..., Library]) -> None:
+    late_first = "".join(f"[[node.events]]\ngpu = {g}\nat = {9 - 4 * g}\nxid = {40 + g}\n" for g in range(2))
+    library = make('model = "l4"\ncount = 2', late_first)
+    events = pynvml.nvmlEventSetCreate()
+    for index in range(2):
+        pynvml.nvmlDeviceRegisterEvents(library.gpu(index), pynvml.nvmlEventTypeXidCriticalError, events)
+    library.times.move(10)
+    assert [pynvml.nvmlEventSetWait_v2(events, 0).eventData for _ in range(2)] == [41, 40]

@@ -85,6 +85,13 @@ def test_counters_never_step_back(make: Callable[..., Library], shape: str, fiel
     assert read[-1] < read[-2] and read[0] < read[-1]  # a clock that is set back is no counter's fault
 
 
+def test_a_clock_that_is_set_back_before_the_start_stops_the_counters(make: Callable[..., Library]) -> None:
+    library = make('model = "l4"\nutilization = 30')
+    before = pynvml.nvmlDeviceGetTotalEnergyConsumption(library.gpu())
+    library.times.move(-3600)
+    assert pynvml.nvmlDeviceGetTotalEnergyConsumption(library.gpu()) == before
+
+
 def test_counters_go_on_where_a_restarted_process_finds_them(make: Callable[..., Library]) -> None:
     first = make('model = "l4"\nutilization = 30')
     first.times.move(100)
@@ -146,6 +153,13 @@ def test_a_file_is_looked_at_once_a_second(
     times.move(0.02)
     pynvml.nvmlDeviceGetPowerUsage(gpu)
     assert len(looked) == 1
+
+
+def test_an_edit_shows_though_the_clock_was_set_back(scenario: Callable[..., Times]) -> None:
+    times = scenario('model = "l4"\nutilization = 10')
+    times.move(-3600)
+    scenario('model = "l4"\nutilization = 90')
+    assert pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByIndex(0)).gpu == 90
 
 
 def test_an_edit_that_is_wrong_is_logged_once_and_the_last_good_one_stays(

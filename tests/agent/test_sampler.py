@@ -105,13 +105,15 @@ def test_a_lost_gpu_is_lost_and_the_others_go_on_until_it_is_found_again() -> No
     library = FakeLibrary(gpu(0), gpu(1), times=times)
     library.answers[0] = GpuLost("fell off the bus")
     bench = Bench(library, times)
-    stop = Until(times, plan={5.0: lambda: library.answers.pop(0) and None})
+    stop = Until(times, plan={5.0: lambda: library.answers.clear()})
 
-    def stop_when_back(sample: Reading) -> None:
+    def watch(sample: Reading) -> None:
+        if sample["gpu_id"] == 0 and times.seconds == 10.0:
+            assert library.looked.acquire(timeout=PATIENCE_SECONDS)
         if sample["gpu_id"] == 0 and sample["state"] == "ok":
             stop.set()
 
-    bench.emit = stop_when_back
+    bench.emit = watch
     bench.sampler.run(stop)
 
     assert library.looked_at == [10.0]
@@ -126,12 +128,15 @@ def test_a_lost_gpu_is_looked_for_no_more_often_than_every_retry_interval() -> N
     library.answers[0] = GpuLost("fell off the bus")
     library.found = False
     bench = Bench(library, times)
-    stop = Until(times)
-    bench.emit = lambda sample: stop.set() if len(library.looked_at) == 4 else None
 
-    bench.sampler.run(stop)
+    def watch(sample: Reading) -> None:
+        if sample["gpu_id"] == 0 and times.seconds in {10.0, 20.0, 30.0}:
+            assert library.looked.acquire(timeout=PATIENCE_SECONDS)
 
-    assert all(after - before >= 10 for before, after in zip(library.looked_at, library.looked_at[1:], strict=False))
+    bench.emit = watch
+    bench.sampler.run(Until(times, 35.0))
+
+    assert library.looked_at == [10.0, 20.0, 30.0]
 
 
 def test_while_a_gpu_stays_lost_nvml_is_opened_anew_at_most_every_five_minutes() -> None:

@@ -94,7 +94,7 @@ def _gpu(
         )
         whole = [instance for instance in instances if instance is not None]
         held = tuple(process for instance in whole for process in instance.held)
-        used = base + sum(instance.memory.used for instance in whole)
+        used = min(base + sum(instance.memory.used for instance in whole), total - reserved)
     else:
         used, held = _hold(running, entry.memory_used_mib, total - reserved, base, phase, idle)
     return SimGpu(
@@ -104,7 +104,7 @@ def _gpu(
         uuid=f"GPU-{seed}",
         phase=phase,
         load=loadcurve.IDLE if idle else entry.load(phase),
-        memory=Memory(total, reserved, min(used, total - reserved)),
+        memory=Memory(total, reserved, used),
         held=held,
         instances=instances,
         carried=carried,
@@ -148,7 +148,7 @@ def _hold(
     what the scenario says, else what sized processes hold, else a part that comes from the GPU's identity."""
     wished = sum(p.memory_mib * MIB for p in running if p.memory_mib is not None)
     squeeze = min(1.0, (room - base) / wished) if wished else 1.0  # a pattern may find more than fit
-    sized = int(wished * squeeze)
+    sized = min(int(wished), room - base)
     shares = sum(p.share for p in running) or 1.0
     unsized = sum(p.share for p in running if p.memory_mib is None) or 1.0
     if used_mib is not None:
@@ -157,8 +157,8 @@ def _hold(
         used = base + sized
     else:
         used = int(room * (0.35 + 0.5 * phase)) // _PAGE * _PAGE
-    used = min(max(used, base + sized), room)
-    rest = max(0, used - base - sized)
+    used = max(used, base + sized)
+    rest = used - base - sized
     held = tuple(
         Held(
             pid=p.pid,
