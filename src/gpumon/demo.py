@@ -78,7 +78,7 @@ def _server_environment(port: int, data: Path) -> dict[str, str]:
 
 
 def _agent_environment(port: int, node: str, data: Path) -> dict[str, str]:
-    scenario = files("gpumon.agent") / "models" / "demo.toml"
+    scenario = files("gpumon.agent.fakenvml") / "demo.toml"
     return {
         "NODE_NAME": node,
         "GPUMON_FAKE_NVML": str(scenario),

@@ -11,7 +11,7 @@ from typing import Any
 import pynvml
 
 from gpumon.agent.fakenvml import FakeNvml
-from gpumon.agent.scenario_file import models
+from gpumon.agent.fakenvml.scenario_file import models
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MODELS = sorted(models())

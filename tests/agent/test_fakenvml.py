@@ -10,9 +10,8 @@ from typing import Any
 import pynvml
 import pytest
 
-from gpumon.agent import fakenvml_abi, fakenvml_fields, fakenvml_gpm
-from gpumon.agent.fakenvml import CALLS, FakeNvml
-from gpumon.agent.scenario_file import models
+from gpumon.agent.fakenvml import CALLS, FakeNvml, abi, fields, gpm
+from gpumon.agent.fakenvml.scenario_file import models
 from tests.agent.simulated import MODELS, Library, libraries
 
 MIB = 2**20
@@ -34,26 +33,26 @@ def error_of(read: Callable[[], Any]) -> type[Exception] | None:
 
 
 def test_its_numbers_are_those_of_the_binding() -> None:
-    for code in fakenvml_abi.Return:
+    for code in abi.Return:
         name = "NVML_SUCCESS" if code == 0 else f"NVML_ERROR_{code.name}"
         assert getattr(pynvml, name) == code
-    for name in fakenvml_abi.ERRORS:
+    for name in abi.ERRORS:
         assert issubclass(getattr(pynvml, f"NVMLError_{name}"), pynvml.NVMLError)
-    for kind in fakenvml_abi.ValueType:
+    for kind in abi.ValueType:
         assert getattr(pynvml, f"NVML_VALUE_TYPE_{kind.name}") == kind
-    assert pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value == fakenvml_abi.NOT_AVAILABLE
-    assert pynvml.nvmlEventTypeXidCriticalError == fakenvml_abi.EVENT_XID
+    assert pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value == abi.NOT_AVAILABLE
+    assert pynvml.nvmlEventTypeXidCriticalError == abi.EVENT_XID
     ids = {value for name, value in vars(pynvml).items() if name.startswith("NVML_FI_DEV_")}
-    assert set(fakenvml_fields.FIELDS) <= ids
-    assert max(ids) >= fakenvml_abi.FIELD_ID_MAX
+    assert set(fields.FIELDS) <= ids
+    assert max(ids) >= abi.FIELD_ID_MAX
     metrics = {value for name, value in vars(pynvml).items() if name.startswith("NVML_GPM_METRIC_")}
-    assert set(fakenvml_gpm.METRICS) <= metrics
+    assert set(gpm.METRICS) <= metrics
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_a_model_does_not_support_is_a_call_or_field_that_exists(model: str) -> None:
     assert models()[model].unsupported_calls <= CALLS
-    assert models()[model].unsupported_fields <= set(fakenvml_fields.FIELDS)
+    assert models()[model].unsupported_fields <= set(fields.FIELDS)
 
 
 def test_tells_who_a_gpu_is(make: Callable[..., Library]) -> None:

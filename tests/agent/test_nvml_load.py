@@ -13,7 +13,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from gpumon.agent import nvml_load
+from gpumon.agent.nvml import load
 from gpumon.errors import NvmlUnavailable
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -59,7 +59,7 @@ print(json.dumps(said))
 
 def compiled(folder: Path, init: int = 0) -> Path:
     folder.mkdir(parents=True)
-    library = folder / nvml_load.LIBRARY
+    library = folder / load.LIBRARY
     source = folder / "nvml.c"
     source.write_text(LIBRARY_OF_TEN_FUNCTIONS)
     assert COMPILER is not None
@@ -92,17 +92,17 @@ def test_a_missing_library_is_reported_with_every_place_and_what_to_do(tmp_path:
 
 
 def test_a_library_that_is_no_library_is_reported_with_the_loaders_reason(tmp_path: Path) -> None:
-    (tmp_path / nvml_load.LIBRARY).write_text("not ELF")
+    (tmp_path / load.LIBRARY).write_text("not ELF")
     said, _ = open_twice(library_path=tmp_path, move=(tmp_path / "none", tmp_path / "nowhere"))
     if isinstance(said, list):
         pytest.skip("this machine has NVML")
-    assert f"{tmp_path / nvml_load.LIBRARY} can't be loaded" in said
+    assert f"{tmp_path / load.LIBRARY} can't be loaded" in said
     assert "invalid ELF header" in said or "file too short" in said
 
 
 @needs_compiler
 def test_a_library_that_comes_later_is_found_even_in_a_folder_that_was_not_there(tmp_path: Path) -> None:
-    library, later = compiled(tmp_path / "made"), tmp_path / "later" / nvml_load.LIBRARY
+    library, later = compiled(tmp_path / "made"), tmp_path / "later" / load.LIBRARY
     missing, found = open_twice(library_path=later.parent, move=(library, later))
     if isinstance(missing, list):
         pytest.skip("this machine has NVML")
@@ -137,5 +137,5 @@ def test_on_windows_both_places_of_the_dll_are_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WINDIR", r"X:\Win")
     monkeypatch.setenv("ProgramFiles", r"X:\Programs")
     with pytest.raises(NvmlUnavailable) as raised:
-        nvml_load.initialise()
+        load.initialise()
     assert r"X:\Win\System32\nvml.dll and X:\Programs\NVIDIA Corporation\NVSMI\nvml.dll" in str(raised.value)

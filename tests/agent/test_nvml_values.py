@@ -9,7 +9,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from gpumon.agent import nvml_gpm
+from gpumon.agent.nvml import gpm
 from gpumon.errors import GpuLost
 from tests.agent.nvmlnode import GPM, answering, simulated
 
@@ -32,7 +32,7 @@ def test_gpm_overshoot_is_clamped_and_a_metric_that_failed_or_is_no_number_is_le
     answering(node, "nvmlGpmMetricsGet", change)
     node.open().read()
     reading = node.read()
-    assert list(nvml_gpm.METRICS.values()) == ["sm_active", "sm_occupancy", "tensor_active", "dram_active"]
+    assert list(gpm.METRICS.values()) == ["sm_active", "sm_occupancy", "tensor_active", "dram_active"]
     assert {field: reading[field] for field in GPM & set(reading)} == {"sm_active": 100.0}
 
 

@@ -105,7 +105,7 @@ def test_a_lost_gpu_is_lost_and_the_others_go_on_until_it_is_found_again() -> No
     library = FakeLibrary(gpu(0), gpu(1), times=times)
     library.answers[0] = GpuLost("fell off the bus")
     bench = Bench(library, times)
-    stop = Until(times, plan={5.0: lambda: library.answers.clear()})
+    stop = Until(times, plan={5.0: library.answers.clear})
 
     def watch(sample: Reading) -> None:
         if sample["gpu_id"] == 0 and times.seconds == 10.0:
@@ -163,9 +163,9 @@ def test_a_gpu_that_nvml_lists_no_more_stays_lost() -> None:
 
     def driver_reloads() -> None:
         library.gpus = [gpu(1)]
-        library.answers = {0: GpuLost("not there"), 1: NvmlUnavailable("driver reloads")}
+        library.answers.update({0: GpuLost("not there"), 1: NvmlUnavailable("driver reloads")})
 
-    bench.sampler.run(Until(times, 13.5, {1.5: driver_reloads, 5.0: lambda: library.answers.clear()}))
+    bench.sampler.run(Until(times, 13.5, {1.5: driver_reloads, 5.0: library.answers.clear}))
 
     assert bench.of(0)[-3:] == ["lost"] * 3
     assert bench.of(1)[-3:] == ["ok"] * 3

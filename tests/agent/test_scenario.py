@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from gpumon.agent.fakenvml import CALLS
-from gpumon.agent.loadcurve import Bursts, Load, Steady, Wave
-from gpumon.agent.scenario import Scenario
-from gpumon.agent.scenario_file import DEMO, load, models, parse
+from gpumon.agent.fakenvml.loadcurve import Bursts, Load, Steady, Wave
+from gpumon.agent.fakenvml.scenario import Scenario
+from gpumon.agent.fakenvml.scenario_file import load, models, parse
 from gpumon.errors import SettingsError
 
-REPOSITORY = Path(__file__).parents[2]
-PACKAGED = REPOSITORY / "src" / "gpumon" / "agent" / "models"
+PACKAGED = Path(__file__).parents[2] / "src" / "gpumon" / "agent" / "fakenvml"
 NODE = '[[node]]\nmatch = "*"\n'
 T4 = f'{NODE}[[node.gpus]]\nmodel = "t4"\n'
 A100 = f'{NODE}[[node.gpus]]\nmodel = "a100-sxm"\n'
@@ -95,7 +94,7 @@ def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
 
 
 def test_every_model_can_be_simulated() -> None:
-    assert set(models()) == {file.stem for file in PACKAGED.glob("*.toml")} - {"demo"}
+    assert set(models()) == {file.stem for file in (PACKAGED / "models").glob("*.toml")}
     assert set(models()) >= {"h100-sxm", "a100-sxm", "t4", "l4", "rtx-4090", "gb10", "vgpu-a40-8q"}
     for name, model in models().items():
         read(f'{NODE}[[node.gpus]]\nmodel = "{name}"')
@@ -104,17 +103,12 @@ def test_every_model_can_be_simulated() -> None:
 
 
 def test_the_demo_is_a_fleet_of_unlike_nodes_with_uneven_load() -> None:
-    demo = load(PACKAGED / DEMO, CALLS)
+    demo = load(PACKAGED / "demo.toml", CALLS)
     entries = [demo.entry(f"gpu-node-{letter}") for letter in "abcdef"]
     assert all(entry is not None and entry.gpus for entry in entries)
     names = [tuple(gpu.model for gpu in entry.gpus) for entry in entries[:5] if entry is not None]
     assert len(set(names)) == 5
     assert demo.entry("gpumon-control-plane") is None
-
-
-def test_the_demo_in_config_is_the_one_that_is_installed() -> None:
-    copy = REPOSITORY / "config" / "scenarios" / DEMO
-    assert copy.read_bytes() == (PACKAGED / DEMO).read_bytes()
 
 
 LOADS = [

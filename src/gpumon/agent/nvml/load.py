@@ -48,7 +48,8 @@ def initialise() -> None:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        if error.value != pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+        loaded = pynvml.nvmlLib is not None  # also the simulated library: a real one must not take its place
+        if loaded or error.value != pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             raise _not_initialised(error) from error
         _load_by_path(error)
         try:

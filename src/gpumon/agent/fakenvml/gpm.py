@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gpumon.agent.fakenvml_abi import Return
-from gpumon.agent.fakenvml_calls import number
-from gpumon.agent.fakenvml_state import State
-from gpumon.agent.simgpu import MIB, SimGpu
+from gpumon.agent.fakenvml.abi import Return
+from gpumon.agent.fakenvml.calls import number
+from gpumon.agent.fakenvml.simgpu import MIB, SimGpu
+from gpumon.agent.fakenvml.state import State
 
 _VERSION = 1
 

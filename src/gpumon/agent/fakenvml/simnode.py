@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpumon.agent import loadcurve, scenario_file
-from gpumon.agent.fakenvml_abi import NO_INSTANCE
-from gpumon.agent.scenario import GpuEntry, GpuModel, MigProfile, NodeEntry, ProcessEntry, Window, instant
-from gpumon.agent.simgpu import MIB, Carried, Held, Memory, MigInstance, SimGpu
+from gpumon.agent.fakenvml import loadcurve, scenario_file
+from gpumon.agent.fakenvml.abi import NO_INSTANCE
+from gpumon.agent.fakenvml.scenario import GpuEntry, GpuModel, MigProfile, NodeEntry, ProcessEntry, Window, instant
+from gpumon.agent.fakenvml.simgpu import MIB, Carried, Held, Memory, MigInstance, SimGpu
 
 _NAMES = uuid.uuid5(uuid.NAMESPACE_DNS, "fake.gpumon.invalid")
 _XID_OFF_THE_BUS = 79

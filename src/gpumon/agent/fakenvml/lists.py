@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpumon.agent.fakenvml_abi import NOT_AVAILABLE, Return
-from gpumon.agent.fakenvml_calls import Call, number
-from gpumon.agent.simgpu import Held, SimGpu
+from gpumon.agent.fakenvml.abi import NOT_AVAILABLE, Return
+from gpumon.agent.fakenvml.calls import Call, number
+from gpumon.agent.fakenvml.simgpu import Held, SimGpu
 
 _UTILIZATION_INFO_V1 = 0x01000018
 _SAMPLES_PER_SECOND = 6

@@ -6,7 +6,7 @@ They are written in TOML and read by `scenario_file`:
     match = "gpumon-worker*"                      # the first entry whose glob matches the node's name counts
 
       [[node.gpus]]
-      model = "h100-sxm"                          # a file of gpumon/agent/models
+      model = "h100-sxm"                          # a file of gpumon/agent/fakenvml/models
       count = 2
       utilization = { shape = "wave", mean = 60, swing = 30 }
 
@@ -34,7 +34,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from gpumon.agent.loadcurve import Bursts, Percent, Period, Steady, Wave
+from gpumon.agent.fakenvml.loadcurve import Bursts, Percent, Period, Steady, Wave
 
 Moment = float | datetime
 Index = Annotated[int, Meta(ge=0)]

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gpumon.agent import scenario_file
-from gpumon.agent.fakenvml_abi import Return
-from gpumon.agent.scenario import NodeEntry, Scenario, instant
-from gpumon.agent.simgpu import MigInstance, SimGpu
-from gpumon.agent.simnode import Running, find_running, make_gpus
+from gpumon.agent.fakenvml import scenario_file
+from gpumon.agent.fakenvml.abi import Return
+from gpumon.agent.fakenvml.scenario import NodeEntry, Scenario, instant
+from gpumon.agent.fakenvml.simgpu import MigInstance, SimGpu
+from gpumon.agent.fakenvml.simnode import Running, find_running, make_gpus
 from gpumon.errors import SettingsError
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pynvml
 
-from gpumon.agent import nvml_fields, nvml_gpm, nvml_processes
-from gpumon.agent.nvml_errors import meaning
+from gpumon.agent.nvml import fields, gpm, processes
+from gpumon.agent.nvml.errors import meaning
 from gpumon.agent.ports import Reading
 from gpumon.agent.readings import Source
 
@@ -162,28 +162,28 @@ CALLS = (
     Call("nvmlDeviceGetDecoderUtilization", "utilization", _decoder, ("decoder_utilization",), slow=True),
     Call("nvmlDeviceGetTotalEccErrors", "health", _ecc_uncorrected, ("ecc_uncorrected",), slow=True),
 )
-GROUPS = frozenset({call.group for call in CALLS} | {item.group for item in nvml_fields.ITEMS} | {"processes"})
+GROUPS = frozenset({call.group for call in CALLS} | {item.group for item in fields.ITEMS} | {"processes"})
 """The groups that a setting `include_<group>` switches."""
 
 
 def _batch(handle: Any, groups: frozenset[str]) -> Iterator[Source]:
-    items = tuple(item for item in nvml_fields.ITEMS if item.group in groups)
+    items = tuple(item for item in fields.ITEMS if item.group in groups)
     if items:
-        batch = nvml_fields.FieldBatch(handle, items)
-        yield _source(nvml_fields.NAME, (item.field for item in items), batch.read)
+        batch = fields.FieldBatch(handle, items)
+        yield _source(fields.NAME, (item.field for item in items), batch.read)
 
 
 def _gpm(handle: Any) -> Iterator[Source]:
-    gpm = nvml_gpm.Gpm(handle)
-    yield _source(nvml_gpm.NAME, nvml_gpm.METRICS.values(), gpm.read, forget=gpm.forget)
+    metrics = gpm.Gpm(handle)
+    yield _source(gpm.NAME, gpm.METRICS.values(), metrics.read, forget=metrics.forget)
 
 
 def _processes(handle: Any) -> Iterator[Source]:
     """The rarely changing lists give no field of their own: they enter the count of the last source."""
-    lists = nvml_processes.ProcessLists(handle)
-    for name in (nvml_processes.GRAPHICS, nvml_processes.MPS):
+    lists = processes.ProcessLists(handle)
+    for name in (processes.GRAPHICS, processes.MPS):
         yield _source(name, (), partial(lists.refresh, name), slow=True)
-    yield _source(nvml_processes.COMPUTE, ("process_count",), lists.count)
+    yield _source(processes.COMPUTE, ("process_count",), lists.count)
 
 
 def _source(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpumon.agent.fakenvml_abi import EVENT_XID, EVENTS_SUPPORTED, NO_INSTANCE, Return
-from gpumon.agent.fakenvml_calls import number
-from gpumon.agent.fakenvml_state import EventSet, State
+from gpumon.agent.fakenvml.abi import EVENT_XID, EVENTS_SUPPORTED, NO_INSTANCE, Return
+from gpumon.agent.fakenvml.calls import number
+from gpumon.agent.fakenvml.state import EventSet, State
 
 _SLICE_SECONDS = 0.5
 """A wait looks this often, so that an edit of the scenario or a shutdown is seen."""

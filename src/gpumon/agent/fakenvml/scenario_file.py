@@ -16,9 +16,9 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from gpumon.agent import loadcurve
-from gpumon.agent.fakenvml_abi import ERRORS
-from gpumon.agent.scenario import (
+from gpumon.agent.fakenvml import loadcurve
+from gpumon.agent.fakenvml.abi import ERRORS
+from gpumon.agent.fakenvml.scenario import (
     EventEntry,
     FaultEntry,
     GpuEntry,
@@ -41,18 +41,14 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
 _SHAPES: Mapping[str, type[msgspec.Struct]] = {"wave": loadcurve.Wave, "bursts": loadcurve.Bursts}
 
 
-DEMO = "demo.toml"
-"""The scenario of `gpumon demo`. It lies beside the models, because it is installed with them."""
-
-
 @functools.cache
 def models() -> Mapping[str, GpuModel]:
     """The GPU models that come with gpumon, by the name under which a scenario asks for them."""
-    files = resources.files("gpumon.agent").joinpath("models").iterdir()
+    files = resources.files("gpumon.agent.fakenvml").joinpath("models").iterdir()
     return {
         file.name.removesuffix(".toml"): msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), GpuModel)
         for file in sorted(files, key=lambda file: file.name)
-        if file.name.endswith(".toml") and file.name != DEMO
+        if file.name.endswith(".toml")
     }
 
 

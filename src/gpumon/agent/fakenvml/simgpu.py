@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpumon.agent import loadcurve
-from gpumon.agent.scenario import GpuEntry, GpuModel
+from gpumon.agent.fakenvml import loadcurve
+from gpumon.agent.fakenvml.scenario import GpuEntry, GpuModel
 
 MIB = 2**20
 GIB = 2**30

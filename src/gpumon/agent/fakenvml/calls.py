@@ -2,7 +2,7 @@
 
 Each function gets the GPU, the instant (Unix seconds), and the C arguments after the handle as the binding
 passes them; it fills the objects it is handed and returns an nvmlReturn_t. `byref(x)` shows x as `._obj`.
-`fakenvml` finds the functions by their names. A MIG instance answers only the few calls of `fakenvml_mig`.
+`fakenvml` finds the functions by their names. A MIG instance answers only the few calls of `mig`.
 """
 # ruff: noqa: N802, N816
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gpumon.agent.fakenvml_abi import EVENTS_SUPPORTED, Return
-from gpumon.agent.simgpu import Memory, SimGpu
+from gpumon.agent.fakenvml.abi import EVENTS_SUPPORTED, Return
+from gpumon.agent.fakenvml.simgpu import Memory, SimGpu
 
 Call = Callable[..., int]
 

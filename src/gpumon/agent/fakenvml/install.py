@@ -4,7 +4,7 @@
 structures, versions, error classes) is the real binding. Its answers come from a scenario (`scenario`).
 A function that it does not have is missing as in an old driver: the binding raises FunctionNotFound.
 
-    binding ──nvmlDeviceGetPowerUsage(handle, byref(c_uint))──▶ dispatch ──▶ fakenvml_calls ──▶ simgpu
+    binding ──nvmlDeviceGetPowerUsage(handle, byref(c_uint))──▶ dispatch ──▶ calls ──▶ simgpu
                                          counts, faults, handle, "not supported" ┘
 
 A process can install and uninstall it as often as it likes; it stands alone for the time that it is installed.
@@ -25,20 +25,12 @@ from typing import Any, Final
 import pynvml
 
 from gpumon import clock
-from gpumon.agent import (
-    fakenvml_calls,
-    fakenvml_events,
-    fakenvml_fields,
-    fakenvml_gpm,
-    fakenvml_library,
-    fakenvml_lists,
-    scenario_file,
-)
-from gpumon.agent.fakenvml_abi import ERRORS, Return
-from gpumon.agent.fakenvml_library import WITHOUT_INIT
-from gpumon.agent.fakenvml_mig import MIG_CALLS, NOT_ON_MIG_PARENT
-from gpumon.agent.fakenvml_state import State
-from gpumon.agent.scenario import FaultEntry, Scenario
+from gpumon.agent.fakenvml import calls, events, fields, gpm, library, lists, scenario_file
+from gpumon.agent.fakenvml.abi import ERRORS, Return
+from gpumon.agent.fakenvml.library import WITHOUT_INIT
+from gpumon.agent.fakenvml.mig import MIG_CALLS, NOT_ON_MIG_PARENT
+from gpumon.agent.fakenvml.scenario import FaultEntry, Scenario
+from gpumon.agent.fakenvml.state import State
 from gpumon.clock import Now
 
 Function = Callable[..., Any]
@@ -51,8 +43,8 @@ def _functions(*modules: ModuleType) -> dict[str, Function]:
     }
 
 
-GPU_CALLS: Final = _functions(fakenvml_calls, fakenvml_lists, fakenvml_fields)
-LIBRARY_CALLS: Final = _functions(fakenvml_library, fakenvml_gpm, fakenvml_events)
+GPU_CALLS: Final = _functions(calls, lists, fields)
+LIBRARY_CALLS: Final = _functions(library, gpm, events)
 CALLS: Final = frozenset(GPU_CALLS) | frozenset(LIBRARY_CALLS)
 """Every NVML function that the simulated library has."""
 
@@ -222,12 +214,12 @@ class FakeNvml:
 
     def _suffer(self, name: str, args: tuple[Any, ...], t: float) -> Return | None:
         """Sleeps, outside any lock, and gives the error, as this call's faults say."""
-        for fault, calls in self._faults[name]:
+        for fault, counter in self._faults[name]:
             if not fault.holds(t, self.state.started):
                 continue
             if fault.gpu is not None and fault.gpu != self.state.index_in(args):
                 continue
-            if next(calls) % fault.every:
+            if next(counter) % fault.every:
                 continue
             if fault.delay_seconds:
                 self.state.sleep(fault.delay_seconds)

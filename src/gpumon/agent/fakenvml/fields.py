@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Final
 
-from gpumon.agent.fakenvml_abi import FIELD_ID_MAX, NO_INSTANCE, Return, ValueType
-from gpumon.agent.fakenvml_calls import number
-from gpumon.agent.simgpu import Carried, SimGpu
+from gpumon.agent.fakenvml.abi import FIELD_ID_MAX, NO_INSTANCE, Return, ValueType
+from gpumon.agent.fakenvml.calls import number
+from gpumon.agent.fakenvml.simgpu import Carried, SimGpu
 
 Value = tuple[ValueType, int] | Return
 _LATENCY_MICROSECONDS = 12

@@ -14,7 +14,7 @@ from typing import Any
 
 import pynvml
 
-from gpumon.agent.nvml_errors import GPU_GONE, LIBRARY_GONE, verdict
+from gpumon.agent.nvml.errors import GPU_GONE, LIBRARY_GONE, verdict
 from gpumon.agent.ports import Reading
 from gpumon.agent.readings import Verdict
 

@@ -1,7 +1,8 @@
 """The door to NVML, real or fake: implements `gpumon.agent.ports.GpuLibrary`.
 
-`Nvml` opens and closes the library and finds its GPUs. What is asked of a GPU is in `nvml_calls`, by which
-rules in `readings`, what an error means in `nvml_errors`. pynvml is imported in modules named nvml* only.
+`Nvml` opens and closes the library and finds its GPUs. What is asked of a GPU is in `calls`, by which
+rules in `readings`, what an error means in `errors`. Only this package and the
+simulation import pynvml.
 
 Threads: one thread reads a GPU, another opens and closes. What is known of a GPU belongs to its reader; a
 GPU that is found again, and a library that is opened anew, get new readers. A reader that hangs in a call
@@ -20,9 +21,9 @@ from typing import Any, TypeVar
 import pynvml
 
 from gpumon import clock
-from gpumon.agent.nvml_calls import GROUPS, sources
-from gpumon.agent.nvml_errors import LIBRARY_GONE, meaning
-from gpumon.agent.nvml_load import initialise
+from gpumon.agent.nvml.calls import GROUPS, sources
+from gpumon.agent.nvml.errors import LIBRARY_GONE, meaning
+from gpumon.agent.nvml.load import initialise
 from gpumon.agent.ports import Gpu, Reading
 from gpumon.agent.readings import GpuReader, NoReading, Support, Verdict
 from gpumon.clock import Monotonic

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gpumon.agent.fakenvml_abi import Return
-from gpumon.agent.fakenvml_calls import Call, put_memory, put_memory_v2, put_text
-from gpumon.agent.fakenvml_lists import put_processes
-from gpumon.agent.simgpu import MigInstance, SimGpu
+from gpumon.agent.fakenvml.abi import Return
+from gpumon.agent.fakenvml.calls import Call, put_memory, put_memory_v2, put_text
+from gpumon.agent.fakenvml.lists import put_processes
+from gpumon.agent.fakenvml.simgpu import MigInstance, SimGpu
 
 NOT_ON_MIG_PARENT: Final = frozenset(
     {

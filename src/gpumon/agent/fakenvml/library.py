@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gpumon.agent.fakenvml_abi import ERRORS, Return
-from gpumon.agent.fakenvml_calls import number, put_text
-from gpumon.agent.fakenvml_state import GpuHandle, State
+from gpumon.agent.fakenvml.abi import ERRORS, Return
+from gpumon.agent.fakenvml.calls import number, put_text
+from gpumon.agent.fakenvml.state import GpuHandle, State
 
 WITHOUT_INIT: Final = frozenset({"nvmlInitWithFlags", "nvmlInit_v2", "nvmlErrorString"})
 """Calls that are answered before nvmlInit."""

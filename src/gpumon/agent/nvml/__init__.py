@@ -1,0 +1,13 @@
+"""The door to NVML, by the binding nvidia-ml-py.
+
+door           `Nvml`: opens and closes the library, finds its GPUs, reads one
+load           finding and loading the library, and what to say when there is none
+calls          the table: which call gives which fields of a sample
+fields, gpm, processes                            calls that give more than one
+errors         what each of NVML's return codes means
+"""
+
+from gpumon.agent.nvml.calls import GROUPS
+from gpumon.agent.nvml.door import Nvml
+
+__all__ = ["GROUPS", "Nvml"]
