@@ -9,6 +9,7 @@ of the program logs what goes wrong again and again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -143,6 +144,11 @@ class _RotatedFile(RotatingFileHandler):
         super().doRollover()
         if self.backupCount == 0 and self.stream is not None:
             self.stream.truncate(0)
+
+    def close(self) -> None:
+        """Closes the file, whether or not its last lines can be written."""
+        with contextlib.suppress(OSError):
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
         """Says once what is wrong with the file."""

@@ -96,6 +96,7 @@ class FakeLibrary:
         self.looked_at: list[float] = []
         self.looked = threading.Semaphore(0)
         self.reads: list[int] = []
+        self.asked = threading.Semaphore(0)
         self._times = times or Times()
 
     def open(self) -> Sequence[Gpu]:
@@ -110,6 +111,7 @@ class FakeLibrary:
 
     def read(self, gpu: Gpu) -> Reading:
         self.reads.append(gpu.index)
+        self.asked.release()
         answer = self.answers.get(gpu.index, {"power_draw": 70.5})
         if isinstance(answer, Hang):
             answer.entered.set()

@@ -152,7 +152,7 @@ def test_a_batch_that_fits_nowhere_is_dropped_alone(tmp_path: Path) -> None:
     counts = SpoolCounts()
     spool = open_spool(tmp_path, memory_bytes=100, disk_bytes=600, counts=counts)
     spool.put(batch(1))
-    spool.put(batch(2, body=b"x" * 700))
+    spool.put(batch(2, body=b"x" * 800))
 
     assert take_all(spool) == [batch(1)]
     assert counts.dropped_batches == 1
@@ -261,7 +261,7 @@ def test_what_is_set_aside_is_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
         files.quarantine(f"{sequence}", "refused", batch(sequence))
     assert sorted(path.name for path in (tmp_path / "quarantine").iterdir()) == ["3.json", "4.json", "5.json"]
 
-    files.quarantine("6", "refused", batch(6, body=b"x" * 700))
+    files.quarantine("6", "refused", batch(6, body=b"x" * 800))
 
     assert sorted(path.name for path in (tmp_path / "quarantine").iterdir()) == ["6.json"]
 

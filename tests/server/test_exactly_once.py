@@ -7,9 +7,6 @@ import csv
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections import Counter
@@ -22,6 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import processes
+from tests.processes import free_port
 from tests.samples import sample
 from tests.server.conftest import Serve, serving, settings_for
 
@@ -73,51 +72,12 @@ def test_the_same_batch_from_many_connections_at_once_is_stored_once(serve: Serv
     assert stored(tmp_path / "data") == once_each(set(range(1, 11)))
 
 
-class Killable:
-    """A server process on one folder and port, that is killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self._environment = os.environ | {
-            "GPUMON_SERVER__SERVER__HOST": "127.0.0.1",
-            "GPUMON_SERVER__SERVER__PORT": str(self.port),
-            "GPUMON_SERVER__STORAGE__OUTPUT_DIRECTORY": str(folder),
-            "GPUMON_SERVER__LOGGING__LOG_FILE": "",
-            "GPUMON_SERVER__LOGGING__LOG_API_REQUESTS": "false",
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Returns when it answers."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "gpumon", "server", "--config", os.devnull],
-            env=self._environment,
-            stderr=subprocess.PIPE,
-        )
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if b"server_listening" in line:
-                break
-        threading.Thread(target=self._process.stderr.read, daemon=True).start()
-        with httpx.Client(transport=httpx.HTTPTransport(retries=8), trust_env=False) as client:
-            client.get(f"http://127.0.0.1:{self.port}/ready").raise_for_status()
-
-    def end(self, how: signal.Signals) -> None:
-        """Sends a signal and waits for the end."""
-        assert self._process is not None
-        self._process.send_signal(how)
-        self._process.wait(30)
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-
-
 @pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_after_kill_9_under_load_every_acknowledged_row_is_there_once(tmp_path: Path) -> None:
     rounds = int(os.environ.get("GPUMON_TEST_KILLS", "6"))
     chance = random.Random(7)
-    server = Killable(tmp_path)
+    port = free_port()
+    server = processes.server(tmp_path, port)
     acknowledged: set[int] = set()
     numbers = iter(range(1, 10**9))
     lock = threading.Lock()
@@ -130,7 +90,7 @@ def test_after_kill_9_under_load_every_acknowledged_row_is_there_once(tmp_path: 
                     number = pending.pop() if pending else next(numbers)
                 try:
                     answer = client.post(
-                        f"http://127.0.0.1:{server.port}{PATH}",
+                        f"http://127.0.0.1:{port}{PATH}",
                         json=batch_of(number),
                         headers={"Gpumon-Batch": f"node/boot/{number}"},
                     )
@@ -158,7 +118,7 @@ def test_after_kill_9_under_load_every_acknowledged_row_is_there_once(tmp_path: 
             stop.set()
 
     server.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=20, trust_env=False) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
         while pending:
             number = pending.pop()
             headers = {"Gpumon-Batch": f"node/boot/{number}"}

@@ -17,7 +17,8 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,18 +156,26 @@ def run(settings: AgentSettings, stop: threading.Event, environ: Mapping[str, st
     no other trouble ends it."""
     names = Names.find(settings, environ)
     scenario = settings.monitoring.fake_nvml or environ.get("GPUMON_FAKE_NVML", "")
-    if scenario:
-        # Imported only where it is asked for: a node with GPUs has no use for it in memory.
-        from gpumon.agent import fakenvml  # noqa: PLC0415
+    with _simulated(scenario, names.node or names.client) if scenario else nullcontext():
+        agent = Agent(settings, Nvml(_groups(settings.gpu_metrics)), names, fake_nvml=bool(scenario))
+        agent.start()
+        try:
+            stop.wait()
+        finally:
+            agent.stop()
 
-        fakenvml.install(Path(scenario), names.node or names.client)
-        log.warning("fake_nvml scenario=%s: the GPUs are simulated, no figure is real", scenario)
-    agent = Agent(settings, Nvml(_groups(settings.gpu_metrics)), names, fake_nvml=bool(scenario))
-    agent.start()
+
+@contextmanager
+def _simulated(scenario: str, node: str) -> Iterator[None]:
+    # Imported only where it is asked for: a node with GPUs has no use for it in memory.
+    from gpumon.agent import fakenvml  # noqa: PLC0415
+
+    fake = fakenvml.install(Path(scenario), node)
+    log.warning("fake_nvml scenario=%s: the GPUs are simulated, no figure is real", scenario)
     try:
-        stop.wait()
+        yield
     finally:
-        agent.stop()
+        fake.uninstall()
 
 
 def _spool(settings: AgentSettings, agent: str, counts: SpoolCounts) -> Spool:

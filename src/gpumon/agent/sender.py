@@ -3,9 +3,10 @@
 | answer | outcome |
 |---|---|
 | 2xx that says `"success": true` | delivered; rows it could not take are counted and logged |
-| 400, 413, 415, 422 | poison: the same bytes will never be taken |
+| 413; 400, 415, 422 with a `detail` | poison: the same bytes will never be taken |
 | anything else: other statuses, no connection, no answer in time, an answer nobody understands | retry |
 
+A 400 without a `detail` comes from something on the way, such as a proxy that expects https: no fault of the batch.
 Redirects are not followed: samples go where the settings say, and a redirect means that the settings are wrong.
 Proxy variables of the environment are not followed either: in a cluster they are meant for the way out, and
 the server's name is rarely in NO_PROXY. For https, SSL_CERT_FILE and SSL_CERT_DIR do hold.
@@ -33,7 +34,8 @@ from gpumon.model.sample import BATCH_HEADER
 
 log = logging.getLogger(__name__)
 
-POISON = frozenset({400, 413, 415, 422})
+_TOO_LARGE = 413
+_REFUSED = frozenset({400, 415, 422})
 _KEEP_ALIVE_SECONDS = 2.0
 """Less than the 5 s after which uvicorn closes an idle connection: no request meets one that is closing."""
 _SHOWN = 300
@@ -102,11 +104,12 @@ class HttpSink:
                 return Outcome("retry", f"{self._url} answers, but is no gpumon server: {_text(response)}")
             self._note_rejected(batch, answer)
             return Outcome("delivered")
-        said = str(answer.detail)[:_SHOWN] if answer is not None and answer.detail else _text(response)
+        detail = None if answer is None else answer.detail
+        said = _text(response) if detail is None else str(detail)[:_SHOWN]
         if response.is_redirect:
             said = f"redirects to {response.headers.get('Location')}; set [SERVER] server_host to where it is"
         reason = f"{self._url}: HTTP {response.status_code}: {said}"
-        if response.status_code in POISON:
+        if response.status_code == _TOO_LARGE or (response.status_code in _REFUSED and detail is not None):
             return Outcome("poison", reason)
         return Outcome("retry", reason, _retry_after(response, self._now()))
 

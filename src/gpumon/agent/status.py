@@ -144,8 +144,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.pages = pages
-        super().__init__((host, port), _Handler)
         self._wakes, self._waker = socket.socketpair()
+        super().__init__((host, port), _Handler)  # closes the server, and so the pair, where it can't bind
 
     def server_bind(self) -> None:
         """Binds, without the look-up of the host's own name that HTTPServer adds: where there is no DNS it

@@ -1,0 +1,326 @@
+"""One POST per batch, what each answer means, and the pace of trying again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gpumon.agent.counts import DeliveryCounts
+from gpumon.agent.delivery import LONGEST_DELAY_SECONDS, Delivery
+from gpumon.agent.ports import Batch, Outcome
+from gpumon.agent.sender import HttpSink
+from gpumon.errors import SettingsError
+from tests.agent.doors import NOON, Receiver, Times, Until, batch
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def deliver(url: str, *batches: Batch, counts: DeliveryCounts | None = None, **settings: Any) -> list[Outcome]:
+    given: dict[str, Any] = {
+        "connect_timeout_seconds": 5.0,
+        "read_timeout_seconds": 5.0,
+        "compress": True,
+        "now": lambda: NOON,
+    }
+    sink = HttpSink(url, counts or DeliveryCounts(), **(given | settings))
+    try:
+        return [sink.deliver(each) for each in batches]
+    finally:
+        sink.close()
+
+
+def test_a_batch_is_one_post_of_packed_json_with_its_id(receiver: Receiver) -> None:
+    outcomes = deliver(receiver.url, batch(7, body=b'[{"gpu_id":0}]'))
+
+    (post,) = receiver.posts
+    assert outcomes == [Outcome("delivered")]
+    assert post.path == "/api/receive-data"
+    assert post.headers["Content-Type"] == "application/json"
+    assert post.headers["Content-Encoding"] == "gzip"
+    assert post.headers["Gpumon-Batch"] == "node-1/boot1/7"
+    assert post.samples == [{"gpu_id": 0}]
+
+
+def test_without_compression_the_body_is_plain(receiver: Receiver) -> None:
+    deliver(receiver.url, batch(1, body=b'[{"gpu_id":0}]'), compress=False)
+
+    assert receiver.posts[0].body == b'[{"gpu_id":0}]'
+    assert "Content-Encoding" not in receiver.posts[0].headers
+
+
+def test_rows_that_the_server_could_not_take_are_counted_and_logged(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [{"index": index, "loc": ["gpu_id"], "msg": f"fault {index}"} for index in range(4)]
+    answer = {"success": True, "received_count": 6, "failed_count": 4, "errors": errors}
+    receiver.answer = (200, {}, json.dumps(answer).encode())
+    counts = DeliveryCounts()
+
+    assert deliver(receiver.url, batch(1, samples=10), counts=counts) == [Outcome("delivered")]
+
+    assert counts.rejected_samples == 4
+    assert "rejected=4 of=10" in caplog.text
+    assert "fault 0" in caplog.text
+    assert "fault 3" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+def test_what_the_server_will_never_take_is_poison_with_its_words(receiver: Receiver, status: int) -> None:
+    receiver.answer = (status, {}, b'{"success": false, "detail": "gpu_id must not be negative"}')
+
+    (outcome,) = deliver(receiver.url, batch(1))
+
+    assert outcome.kind == "poison"
+    assert f"HTTP {status}: gpu_id must not be negative" in outcome.reason
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, "retry"), (413, "poison"), (415, "retry"), (422, "retry")])
+def test_a_refusal_from_something_on_the_way_is_no_fault_of_the_batch_but_its_size_is(
+    receiver: Receiver, status: int, kind: str
+) -> None:
+    receiver.answer = (status, {}, b"<html>The plain HTTP request was sent to HTTPS port</html>")
+
+    (outcome,) = deliver(receiver.url, batch(1))
+
+    assert outcome.kind == kind
+    assert "The plain HTTP request" in outcome.reason
+
+
+@pytest.mark.parametrize("status", [301, 307, 401, 403, 404, 405, 408, 409, 429, 500, 502, 503, 507])
+def test_every_other_status_is_tried_again(receiver: Receiver, status: int) -> None:
+    receiver.answer = (status, {"Location": receiver.url}, b"not now")
+
+    (outcome,) = deliver(receiver.url, batch(1))
+
+    assert outcome.kind == "retry"
+    assert f"HTTP {status}" in outcome.reason
+    assert len(receiver.posts) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>Welcome</html>", b"[]", b"\xff", b'{"success": false}', b"{}"])
+def test_a_good_status_from_something_else_is_no_delivery(receiver: Receiver, body: bytes) -> None:
+    receiver.answer = (200, {}, body)
+
+    (outcome,) = deliver(receiver.url, batch(1))
+
+    assert outcome.kind == "retry"
+    assert "is no gpumon server" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        ("Tue, 24 Nov 2026 12:01:30 GMT", 90.0),
+        ("Tue, 24 Nov 2026 11:00:00 GMT", 0.0),
+        ("soon", None),
+        ("-5", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_understood(receiver: Receiver, header: str, seconds: float | None) -> None:
+    receiver.answer = (429, {"Retry-After": header}, b"{}")
+
+    (outcome,) = deliver(receiver.url, batch(1))
+
+    assert (outcome.kind, outcome.after_seconds) == ("retry", seconds)
+
+
+def test_a_server_that_is_not_there_is_tried_again() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        (outcome,) = deliver(f"http://127.0.0.1:{taken.getsockname()[1]}/", batch(1))
+
+    assert outcome.kind == "retry"
+    assert "ConnectError" in outcome.reason
+
+
+def test_a_server_that_does_not_answer_in_time_is_tried_again(receiver: Receiver) -> None:
+    receiver.hold.clear()
+
+    (outcome,) = deliver(receiver.url, batch(1), read_timeout_seconds=0.05)
+
+    assert (outcome.kind, outcome.reason) == ("retry", f"{receiver.url}: ReadTimeout: timed out")
+
+
+def test_proxy_variables_of_the_environment_do_not_divert_samples(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+    assert deliver(receiver.url, batch(1)) == [Outcome("delivered")]
+
+
+def test_an_address_that_is_none_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingsError, match=r"\[SERVER\] server_host"):
+        deliver("http://gpumon:8080:5000/api/receive-data", batch(1))
+
+
+def test_certificates_that_cannot_be_read_are_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent/ca.pem")
+    with pytest.raises(SettingsError, match="SSL_CERT_FILE"):
+        deliver("https://gpumon:5000/api/receive-data", batch(1))
+
+
+class Backlog:
+    """Batches 1, 2, 3… to deliver, `count` of them; then it is as closed."""
+
+    def __init__(self, count: int) -> None:
+        self.waiting = [batch(sequence) for sequence in range(1, count + 1)]
+        self.happened: list[str] = []
+
+    def head(self, stop: threading.Event) -> Batch | None:
+        return self.waiting[0] if self.waiting else None
+
+    def delivered(self) -> None:
+        self.happened.append(f"delivered {self.waiting.pop(0).id.sequence}")
+
+    def refused(self, reason: str) -> None:
+        self.happened.append(f"refused {self.waiting.pop(0).id.sequence}: {reason}")
+
+    def not_delivered(self) -> None:
+        self.happened.append(f"kept {self.waiting[0].id.sequence}")
+
+
+class Answers:
+    """A sink that gives its outcomes in turn, and delivers when there are no more. `at` is when it was asked."""
+
+    def __init__(self, times: Times, *outcomes: Outcome) -> None:
+        self._times = times
+        self._outcomes = list(outcomes)
+        self.at: list[float] = []
+        self.meanwhile = lambda: None
+
+    def deliver(self, batch: Batch) -> Outcome:
+        self.at.append(self._times.seconds)
+        self.meanwhile()
+        return self._outcomes.pop(0) if self._outcomes else Outcome("delivered")
+
+    def close(self) -> None:
+        pass
+
+
+AWAY = Outcome("retry", "connection refused")
+
+
+def run(backlog: Backlog, answers: Answers, times: Times, **settings: Any) -> DeliveryCounts:
+    counts = DeliveryCounts()
+    stop = settings.pop("stop", None) or Until(times)
+    given: dict[str, Any] = {"delay_seconds": 4.0, "backoff": 2.0, "growths": 3, "chance": lambda: 0.0}
+    clocks = {"now": times.now, "monotonic": times.monotonic}
+    Delivery(backlog, answers, counts, **clocks, **(given | settings)).run(stop)
+    return counts
+
+
+def test_the_delay_grows_as_often_as_the_settings_say_and_starts_anew_after_a_delivery() -> None:
+    times = Times()
+    answers = Answers(times, *[AWAY] * 6, Outcome("delivered"), AWAY)
+    counts = run(Backlog(2), answers, times)
+
+    assert [after - before for before, after in zip(answers.at, answers.at[1:], strict=False)] == [
+        4.0,
+        8.0,
+        16.0,
+        32.0,
+        32.0,
+        32.0,
+        0.0,
+        4.0,
+    ]
+    assert (counts.retries, counts.batches) == (7, 2)
+
+
+@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 4.0), (0.5, 3.0), (1.0, 2.0)])
+def test_up_to_half_of_a_delay_is_left_out_by_chance(chance: float, seconds: float) -> None:
+    times = Times()
+    answers = Answers(times, AWAY)
+    run(Backlog(1), answers, times, chance=lambda: chance)
+
+    assert answers.at == [0.0, seconds]
+
+
+def test_no_delay_is_longer_than_the_longest() -> None:
+    times = Times()
+    answers = Answers(times, *[AWAY] * 5, Outcome("retry", "429", 1e9))
+    run(Backlog(1), answers, times, backoff=1e300, growths=5)
+
+    assert answers.at[-1] - answers.at[-2] == LONGEST_DELAY_SECONDS
+    assert answers.at[2] - answers.at[1] == LONGEST_DELAY_SECONDS
+
+
+def test_what_the_server_asks_for_is_waited_for_in_full() -> None:
+    times = Times()
+    answers = Answers(times, Outcome("retry", "429", 90.0), Outcome("retry", "429", 0.0))
+    run(Backlog(1), answers, times, chance=lambda: 0.5)
+
+    assert answers.at == [0.0, 91.0, 92.0]
+
+
+def test_a_refused_batch_is_set_aside_and_the_next_goes_out() -> None:
+    times, backlog = Times(), Backlog(2)
+    counts = run(backlog, Answers(times, Outcome("poison", "422")), times)
+
+    assert backlog.happened == ["refused 1: 422", "delivered 2"]
+    assert (counts.batches, counts.samples, counts.trouble) == (1, 1, None)
+
+
+def test_trouble_is_known_while_it_lasts_and_logged_when_it_starts_changes_and_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    times, known = Times(), []
+    counts = DeliveryCounts()
+    other = Outcome("retry", "HTTP 503")
+    answers = Answers(times, AWAY, AWAY, other, other)
+    answers.meanwhile = lambda: known.append(counts.trouble)
+    delivery = Delivery(
+        Backlog(1), answers, counts, delay_seconds=1.0, backoff=1.0, growths=0, monotonic=times.monotonic
+    )
+    with caplog.at_level(logging.INFO):
+        delivery.run(Until(times))
+
+    assert known == [None, "connection refused", "connection refused", "HTTP 503", "HTTP 503"]
+    assert counts.trouble is None
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["trouble", "trouble", "recovered"]
+
+
+def test_at_the_stop_it_goes_on_until_all_is_delivered() -> None:
+    times, backlog, stop = Times(), Backlog(3), threading.Event()
+    answers = Answers(times)
+    answers.meanwhile = stop.set
+    run(backlog, answers, times, stop=stop)
+
+    assert backlog.happened == ["delivered 1", "delivered 2", "delivered 3"]
+
+
+def test_at_the_stop_a_batch_that_is_not_taken_ends_it() -> None:
+    times, backlog, stop = Times(), Backlog(3), threading.Event()
+    answers = Answers(times, Outcome("delivered"), AWAY)
+    answers.meanwhile = stop.set
+    run(backlog, answers, times, stop=stop)
+
+    assert backlog.happened == ["delivered 1", "kept 2"]
+
+
+def test_a_stop_while_it_waits_gives_the_server_a_last_try() -> None:
+    times, backlog = Times(), Backlog(1)
+    run(backlog, Answers(times, AWAY), times, stop=Until(times, end=1.0))
+
+    assert backlog.happened == ["kept 1", "delivered 1"]
+
+
+def test_a_server_that_asked_to_wait_gets_no_last_try() -> None:
+    times, backlog = Times(), Backlog(1)
+    run(backlog, Answers(times, Outcome("retry", "429", 90.0)), times, stop=Until(times, end=1.0))
+
+    assert backlog.happened == ["kept 1"]

@@ -1,0 +1,194 @@
+"""The agent's own port, over real HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gpumon.agent.counts import DeliveryCounts, SamplerCounts, SpoolCounts
+from gpumon.agent.metrics import AgentCounts, AgentMetrics
+from gpumon.agent.status import Health, Page, StatusServer
+from tests.agent.doors import NOON, Times
+
+
+def ask(port: int | None, path: str) -> tuple[int, str, bytes]:
+    assert port is not None
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.headers["Content-Type"], response.read()
+    finally:
+        connection.close()
+
+
+@contextmanager
+def serving(server: StatusServer) -> Iterator[StatusServer]:
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(20)
+
+
+def counted() -> AgentCounts:
+    return AgentCounts(SamplerCounts(), SpoolCounts(), DeliveryCounts(), fake_nvml=False)
+
+
+def values(counts: AgentCounts) -> dict[str, float]:
+    text = AgentMetrics(counts).render().decode()
+    return {
+        sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_a_page_is_served_and_anything_else_is_404_with_what_there_is() -> None:
+    pages = {"/healthz": lambda: Page(200, "text/plain", b"fine")}
+    with serving(StatusServer(pages, host="127.0.0.1", port=0)) as server:
+        assert ask(server.port, "/healthz") == (200, "text/plain", b"fine")
+        assert ask(server.port, "/healthz?verbose")[0] == 200
+        status, kind, body = ask(server.port, "/../etc/passwd")
+
+    assert (status, kind) == (404, "application/json")
+    assert json.loads(body) == {"detail": "not found", "paths": ["/healthz"]}
+
+
+def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
+    pages = {"/": lambda: Page(200, "text/plain", b"fine")}
+    with (
+        serving(StatusServer(pages, host="127.0.0.1", port=0)) as server,
+        socket.create_connection(("127.0.0.1", server.port or 0)),
+    ):
+        assert ask(server.port, "/")[0] == 200
+
+
+def test_a_page_that_fails_costs_its_own_request_only(caplog: pytest.LogCaptureFixture) -> None:
+    pages = {"/": lambda: Page(200, "text/plain", b"fine"), "/bad": lambda: Page(1 // 0, "", b"")}
+    with serving(StatusServer(pages, host="127.0.0.1", port=0)) as server:
+        with pytest.raises(http.client.HTTPException):
+            ask(server.port, "/bad")
+        assert ask(server.port, "/")[0] == 200
+
+    assert "status_page_failed" in caplog.text
+
+
+def test_a_port_that_is_taken_is_a_warning_that_names_the_setting(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with serving(StatusServer({}, host="127.0.0.1", port=taken.getsockname()[1])) as server:
+            assert server.port is None
+
+    (record,) = caplog.records
+    assert (record.levelno, "[STATUS] port" in record.getMessage()) == (logging.WARNING, True)
+
+
+def test_port_minus_one_opens_none() -> None:
+    threads = threading.active_count()
+    with serving(StatusServer({}, host="127.0.0.1", port=-1)) as server:
+        assert server.port is None
+        assert threading.active_count() == threads
+
+
+def test_it_is_alive_while_the_sampler_turns() -> None:
+    times, counts = Times(), counted()
+    health = Health(counts.sampler, counts.delivery, turns_within_seconds=30.0, monotonic=times.monotonic)
+
+    times.seconds = 30.0
+    assert health.healthz().status == 200
+    times.seconds = 31.0
+    page = health.healthz()
+    assert page.status == 503
+    assert json.loads(page.body)["alive"] is False
+    counts.sampler.turned_at = 31.0
+    times.seconds = 61.0
+    assert health.healthz().status == 200
+
+
+@pytest.mark.parametrize(
+    ("nvml", "delivery", "status", "reasons"),
+    [
+        (None, None, 200, []),
+        ("no driver", None, 503, ["NVML: no driver"]),
+        (None, "HTTP 503", 503, ["delivery: HTTP 503"]),
+        ("no driver", "HTTP 503", 503, ["NVML: no driver", "delivery: HTTP 503"]),
+    ],
+)
+def test_it_is_ready_when_nvml_is_open_and_nothing_failed_to_be_delivered(
+    nvml: str | None, delivery: str | None, status: int, reasons: list[str]
+) -> None:
+    counts = counted()
+    counts.sampler.nvml_trouble, counts.delivery.trouble = nvml, delivery
+
+    page = Health(counts.sampler, counts.delivery, turns_within_seconds=30.0).readyz()
+
+    assert page.status == status
+    answer = json.loads(page.body)
+    assert (answer["ready"], answer["reasons"]) == (status == 200, reasons)
+
+
+def test_metrics_say_what_was_counted() -> None:
+    counts = counted()
+    counts.sampler.samples, counts.sampler.skipped_ticks, counts.sampler.nvml_trouble = 80, 2, None
+    counts.sampler.gpus_by_state = {"ok": 7, "lost": 1}
+    counts.spool.memory_batches, counts.spool.memory_bytes = 3, 3000
+    counts.spool.disk_batches, counts.spool.disk_bytes = 4, 4000
+    counts.spool.dropped_samples, counts.spool.quarantined_batches = 5, 6
+    counts.delivery.batches, counts.delivery.retries, counts.delivery.rejected_samples = 7, 8, 9
+    counts.delivery.delivered_at = NOON.timestamp()
+
+    found = values(counts)
+    expected = {
+        "gpumon_agent_samples_total": 80,
+        "gpumon_agent_skipped_ticks_total": 2,
+        "gpumon_agent_nvml_up": 1,
+        "gpumon_agent_gpus{ok}": 7,
+        "gpumon_agent_gpus{lost}": 1,
+        "gpumon_agent_gpus{unknown}": 0,
+        "gpumon_agent_spool_batches{memory}": 3,
+        "gpumon_agent_spool_bytes{memory}": 3000,
+        "gpumon_agent_spool_batches{disk}": 4,
+        "gpumon_agent_spool_bytes{disk}": 4000,
+        "gpumon_agent_spool_disk_up": 1,
+        "gpumon_agent_dropped_samples_total": 5,
+        "gpumon_agent_quarantined_batches_total": 6,
+        "gpumon_agent_batches_sent_total": 7,
+        "gpumon_agent_retries_total": 8,
+        "gpumon_agent_rejected_samples_total": 9,
+        "gpumon_agent_last_delivery_timestamp_seconds": NOON.timestamp(),
+        "gpumon_fake_nvml": 0,
+    }
+
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_what_is_not_known_has_no_line() -> None:
+    found = values(counted())
+
+    assert "gpumon_agent_last_delivery_timestamp_seconds" not in found
+    assert not any(name.startswith("gpumon_agent_gpus") for name in found)
+    assert found["gpumon_agent_nvml_up"] == 0
+
+
+def test_reads_are_a_histogram_of_their_seconds() -> None:
+    counts = counted()
+    for seconds in (0.001, 0.004, 0.004, 70.0):
+        counts.sampler.read_seconds.add(seconds)
+
+    found = values(counts)
+
+    assert found["gpumon_agent_read_seconds_bucket{0.001}"] == 1
+    assert found["gpumon_agent_read_seconds_bucket{0.005}"] == 3
+    assert found["gpumon_agent_read_seconds_bucket{5.0}"] == 3
+    assert found["gpumon_agent_read_seconds_bucket{+Inf}"] == found["gpumon_agent_read_seconds_count"] == 4
+    assert found["gpumon_agent_read_seconds_sum"] == pytest.approx(70.009)
