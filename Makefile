@@ -22,6 +22,11 @@ lint: $(READY)  ## style, types, import contracts
 test: lint  ## everything that must hold
 	$(BIN)/pytest
 
+bench: $(READY)  ## what agent and server cost; takes three minutes
+	$(BIN)/python -m bench.nvml_calls
+	$(BIN)/python -m bench.agent
+	$(BIN)/python -m bench.ingest
+
 config: $(READY)  ## writes config/*.ini anew from the settings classes
 	$(BIN)/gpumon config server > config/server_config.ini
 	$(BIN)/gpumon config agent > config/client_config.ini

@@ -6,7 +6,8 @@
 | 413; 400, 415, 422 with a `detail` | poison: the same bytes will never be taken |
 | anything else: other statuses, no connection, no answer in time, an answer nobody understands | retry |
 
-A 400 without a `detail` comes from something on the way, such as a proxy that expects https: no fault of the batch.
+A 400 without a `detail` comes from something on the way, such as a proxy that expects https: no fault of the
+batch.
 Redirects are not followed: samples go where the settings say, and a redirect means that the settings are wrong.
 Proxy variables of the environment are not followed either: in a cluster they are meant for the way out, and
 the server's name is rarely in NO_PROXY. For https, SSL_CERT_FILE and SSL_CERT_DIR do hold.

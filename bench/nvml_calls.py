@@ -1,6 +1,6 @@
 """What reading eight H100 costs: NVML calls by function, CPU time per sample, memory.
 
-    python bench/agent_calls.py [samples]
+    python -m bench.nvml_calls [samples]
 
 The library is the simulated one, whose own time is measured apart and taken off: what remains is the door,
 the rules of reading, and the binding. How long a real driver takes is not in these figures; there, the number
