@@ -57,6 +57,12 @@ class Program:
         self._reader.start()
         assert is_ready.wait(30), self.log
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
     def end(self, how: signal.Signals) -> int:
         """Sends a signal, waits for the end, gives the exit code."""
         assert self._process is not None and self._reader is not None

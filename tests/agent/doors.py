@@ -90,7 +90,7 @@ class FakeLibrary:
         self.gpus: Sequence[Gpu] = gpus
         self.answers: dict[int, Reading | Exception | Hang] = {}
         self.open_error: NvmlUnavailable | None = None
-        self.found = True
+        self.found: bool | NvmlUnavailable = True
         self.is_open = False
         self.opened_at: list[float] = []
         self.looked_at: list[float] = []
@@ -124,6 +124,8 @@ class FakeLibrary:
     def find_again(self, gpu: Gpu) -> bool:
         self.looked_at.append(self._times.seconds)
         self.looked.release()
+        if isinstance(self.found, NvmlUnavailable):
+            raise self.found
         return self.found
 
 

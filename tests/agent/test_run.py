@@ -175,8 +175,11 @@ def test_it_is_not_ready_while_there_is_no_nvml(receiver: Receiver, tmp_path: Pa
 
 @pytest.mark.skipif(not OPEN_FILES.exists(), reason="counts open files in /proc")
 def test_fifty_starts_and_stops_leave_no_thread_and_no_file(receiver: Receiver, tmp_path: Path) -> None:
+    agents = []  # kept, or the garbage collection would close what they forget
+
     def start_and_stop() -> None:
         agent = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0), gpu(1)), NAMES)
+        agents.append(agent)
         agent.start()
         wait_for_posts(receiver, 2)
         get(agent, "/metrics")

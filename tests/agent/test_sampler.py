@@ -155,6 +155,31 @@ def test_while_a_gpu_stays_lost_nvml_is_opened_anew_at_most_every_five_minutes()
     assert third - second >= 300
 
 
+def test_nvml_that_is_gone_when_a_lost_gpu_is_looked_for_is_opened_again() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), gpu(1), times=times)
+    library.answers[0] = GpuLost("fell off the bus")
+    library.found = NvmlUnavailable("driver not loaded")
+    bench = Bench(library, times)
+    stop = Until(times, end=250.0)  # before a GPU that stays lost is a reason for it
+    bench.emit = lambda sample: stop.set() if len(library.opened_at) == 2 else None
+
+    bench.sampler.run(stop)
+
+    assert len(library.opened_at) == 2
+
+
+def test_on_a_node_without_gpus_nvml_is_opened_anew_every_five_minutes() -> None:
+    times = Times()
+    library = FakeLibrary(times=times)
+    bench = Bench(library, times)
+
+    bench.sampler.run(Until(times, 650.0))
+
+    assert library.opened_at == [0.0, 300.0, 600.0]
+    assert bench.counts.nvml_opens == 3
+
+
 def test_a_gpu_that_nvml_lists_no_more_stays_lost() -> None:
     times = Times()
     library = FakeLibrary(gpu(0), gpu(1), times=times)
@@ -290,6 +315,21 @@ def test_a_gpu_that_hangs_is_unknown_and_the_others_are_not_kept_waiting() -> No
     assert {(sample["gpu_id"], sample["state"]) for sample in while_hung} == {(0, "unknown"), (1, "ok")}
     assert {sample.get("power_draw") for sample in after} == {70.5}
     assert live.counts.late_reads == 1
+
+
+def test_an_answer_that_comes_late_into_another_tick_is_thrown_away() -> None:
+    library = FakeLibrary(gpu(0), gpu(1))
+    late = library.answers[0] = Hang({"power_draw": 666.0})
+    with Live(library, interval=0.5, call_timeout=600.0) as live:
+        live.take_until(lambda sample: sample["gpu_id"] == 0 and sample["state"] == "unknown")
+        library.answers[0] = {"power_draw": 70.5}
+        other = library.answers[1] = Hang({})
+        assert other.entered.wait(PATIENCE_SECONDS)  # a tick is waiting for GPU 1
+        late.released.set()
+        taken = live.take_until(lambda sample: sample["gpu_id"] == 0 and sample["state"] == "ok")
+        other.released.set()
+
+    assert taken[-1]["power_draw"] == 70.5
 
 
 def test_a_call_timeout_above_the_interval_does_not_make_ticks_late() -> None:

@@ -10,6 +10,7 @@ the day gets a further part beside it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 HEADER = (",".join(CSV_COLUMNS) + "\n").encode()
 _OPEN_FILES = 8
 _TAIL_BLOCK = 1 << 16
+_PROBE_BYTES = 256 * 1024
+"""More than a usual commit, so that a disk that takes the trial takes the next commit."""
 
 DatedRow = tuple[date, int, Row]
 SplitMode = Literal["daily", "size", "hourly"]
@@ -125,12 +128,14 @@ class CsvLog:
 
     def probe(self) -> None:
         """Raises StorageError when the folder takes no writes now."""
-        trial = self._folder / ".gpumon" / "probe"
+        trial = self._folder / ".gpumon" / "probe.new"
         try:
-            trial.write_bytes(b"x" * 4096)
-            trial.unlink()
+            trial.write_bytes(bytes(_PROBE_BYTES))
         except OSError as error:
             raise StorageError(cannot_write(self._folder, error)) from error
+        finally:
+            with contextlib.suppress(OSError):
+                trial.unlink(missing_ok=True)
 
     def committed(self, name: str) -> int | None:
         """How many bytes of a file are committed; None for a file that gpumon did not write."""

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 _MAX_WAITING_ROWS = 500_000
 """Bounds the memory of the queue (some 1 KiB a row), whatever the size of its batches."""
-_PROBE_SECONDS = 5.0
+_PROBE_SECONDS = 10.0
+"""How often the disk is tried while nothing is written, so that `/health` is true also then."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +58,7 @@ class Ingest:
         self._max_batches = max_batches
         self._sync_interval = sync_interval_seconds
         self._next_sync = time.monotonic() + sync_interval_seconds
+        self._next_probe = time.monotonic() + _PROBE_SECONDS
         self._queue: deque[_Waiting] = deque()
         self._waiting_rows = 0
         self._works: deque[Callable[[], None]] = deque()
@@ -127,9 +129,9 @@ class Ingest:
                 continue
             elif stopping.is_set():
                 return
-            self._sync_when_due()
-            if self.trouble and not group:
+            elif time.monotonic() >= self._next_probe:
                 self._probe()
+            self._sync_when_due()
 
     def _next_group(self, stopping: threading.Event) -> list[_Waiting]:
         """All that waits, after a short wait for company; empty when there is other work or at a stop."""
@@ -155,11 +157,9 @@ class Ingest:
         except Exception:
             log.exception("work_between_writes_failed")
 
-    def _idle_seconds(self) -> float | None:
-        waits = [_PROBE_SECONDS] if self.trouble else []
-        if self._sync_interval:
-            waits.append(max(0.01, self._next_sync - time.monotonic()))
-        return min(waits, default=None)
+    def _idle_seconds(self) -> float:
+        wake = min(self._next_probe, self._next_sync) if self._sync_interval else self._next_probe
+        return max(0.01, wake - time.monotonic())
 
     def _write(self, group: list[_Waiting]) -> None:
         rows: list[DatedRow] = []
@@ -177,6 +177,7 @@ class Ingest:
             if rows or fresh:
                 self._csvlog.append(rows, list(fresh))
             self._note_trouble(None)
+            self._next_probe = time.monotonic() + _PROBE_SECONDS
         except StorageError as failure:
             error = failure
             self._note_trouble(str(failure))
@@ -200,7 +201,8 @@ class Ingest:
             log.error("csv_sync_failed error=%s", error)
 
     def _probe(self) -> None:
-        """Trouble ends by itself when the disk takes writes again, also when no agent sends just then."""
+        """Finds trouble before an agent does, and its end when no agent sends."""
+        self._next_probe = time.monotonic() + _PROBE_SECONDS
         try:
             self._csvlog.probe()
             self._note_trouble(None)

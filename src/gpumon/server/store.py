@@ -11,10 +11,10 @@ When the database can't be opened or is of another version it is made anew from 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -51,6 +51,7 @@ class Store:
     ) -> None:
         self._folder = folder
         self._state = folder / ".gpumon"
+        self._path = self._state / "store.duckdb"
         self._piece = self._state / "piece.csv"
         self._cleaned = self._state / "cleaned.csv"
         self._prefix = prefix
@@ -62,66 +63,50 @@ class Store:
         self._writing = threading.Lock()
         self._loaded: dict[str, tuple[int, int]] = {}
         self._database: duckdb.DuckDBPyConnection | None = None
+        self._wanted = False
         self.damaged_lines = 0
         self.behind: str | None = None
 
     def open(self) -> None:
         """Opens the database, or makes it anew; its lock keeps a second server away from the folder. Raises
         StorageError. `refresh` then loads what the files have more."""
-        path = self._state / "store.duckdb"
-        try:
-            self._state.mkdir(parents=True, exist_ok=True)
-            for left in (self._piece, self._cleaned):
-                left.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(cannot_write(self._folder, error)) from error
-        try:
-            self._database = self._connect(path)
-        except duckdb.IOException as error:
-            if "lock" in str(error).lower():
-                raise StorageError(
-                    f"another gpumon server uses {self._folder}; stop it, "
-                    "or set another [STORAGE] output_directory"
-                ) from error
-            self._database = self._remake(path, error)
-        except duckdb.Error as error:
-            self._database = self._remake(path, error)
-        try:
-            self._execute("ATTACH ':memory:' AS live")
-            known = self._execute("SELECT * FROM files").fetchall()
-            self._loaded = {name: (size, mtime) for name, size, mtime in known}
-            self._remember_latest()
-        except duckdb.Error as error:
-            self.close()
-            raise StorageError(f"can't use the database {path}: {error}") from error
+        with self._writing:
+            self._open()
+            self._wanted = True
 
     def close(self) -> None:
         """Closes the database. Queries under way fail."""
         with self._writing:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
+            self._wanted = False
+            self._give_up()
 
     def refresh(self) -> None:
         """Makes the store equal to the files. Where the disk doesn't let it, it stays as it is and `behind`
         says why."""
         with self._writing:
-            if self._database is None:
+            if not self._wanted:
                 return
             try:
+                if self._database is None:
+                    self._open()
                 self._load_changes()
                 self.behind = None
-            except (duckdb.Error, OSError) as error:
+            except (duckdb.Error, OSError, StorageError) as error:
                 if self.behind is None:
                     log.error("store_behind error=%s", error)
                 self.behind = str(error)
+                if isinstance(error, duckdb.FatalException):
+                    # DuckDB gives a database up for good when its own write fails, as on a full disk.
+                    self._give_up()
+                    with contextlib.suppress(StorageError):
+                        self._open()
 
     def select(self, query: Query) -> list[tuple[Any, ...]]:
         """Runs a query on a cursor of its own. Raises QueryError when it takes longer than allowed."""
         with self._cursor() as cursor:
             return cursor.execute(query.sql, query.parameters).fetchall()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         if self._database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
@@ -140,6 +125,38 @@ class Store:
         finally:
             alarm.cancel()
             cursor.close()
+
+    def _open(self) -> None:
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            for left in (self._piece, self._cleaned):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(cannot_write(self._folder, error)) from error
+        try:
+            self._database = self._connect(self._path)
+        except duckdb.IOException as error:
+            if "lock" in str(error).lower():
+                raise StorageError(
+                    f"another gpumon server uses {self._folder}; stop it, "
+                    "or set another [STORAGE] output_directory"
+                ) from error
+            self._database = self._remake(self._path, error)
+        except duckdb.Error as error:
+            self._database = self._remake(self._path, error)
+        try:
+            self._execute("ATTACH ':memory:' AS live")
+            known = self._execute("SELECT * FROM files").fetchall()
+            self._loaded = {name: (size, mtime) for name, size, mtime in known}
+            self._remember_latest()
+        except duckdb.Error as error:
+            self._give_up()
+            raise StorageError(f"can't use the database {self._path}: {error}") from error
+
+    def _give_up(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
     def _connect(self, path: Path) -> duckdb.DuckDBPyConnection:
         database = duckdb.connect(
