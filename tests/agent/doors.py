@@ -173,6 +173,8 @@ class Receiver:
 
     def _handler(receiver) -> type[BaseHTTPRequestHandler]:  # noqa: N805  the handler is the inner self
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections are kept, as by uvicorn
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.posts.append(Post(self.path, dict(self.headers), body))

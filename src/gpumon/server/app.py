@@ -49,7 +49,11 @@ def create_app(settings: ServerSettings, now: clock.Now = clock.now) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
+        swagger_ui_parameters={
+            "tryItOutEnabled": True,
+            "displayRequestDuration": True,
+            "defaultModelsExpandDepth": 0,
+        },
     )
     app.state.gpumon = ApiState(
         engine=engine,

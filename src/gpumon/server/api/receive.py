@@ -85,10 +85,9 @@ def _body_schema() -> dict[str, Any]:
                 "name": BATCH_HEADER,
                 "in": "header",
                 "required": False,
-                "description": "`<agent>/<boot>/<sequence>`. A batch with the same id is stored once, however "
-                "often it arrives, also across a restart of the server.",
+                "description": "`<agent>/<boot>/<sequence>`, as `gpu-node-a/6f1c2b/42`. A batch with the same id "
+                "is stored once, however often it arrives, also across a restart of the server.",
                 "schema": {"type": "string"},
-                "example": "gpu-node-a/6f1c2b/42",
             }
         ],
     },

@@ -16,7 +16,7 @@ from gpumon.server.api.errors import ErrorAnswer, answer
 from gpumon.server.api.state import state_of
 from gpumon.server.queries import Filter
 
-router = APIRouter(prefix="/api/gpu", tags=["old program's queries"])
+router = APIRouter(prefix="/api/gpu", tags=["queries"])
 
 
 def _day(value: Any) -> Any:
