@@ -140,6 +140,11 @@ def test_neither_a_request_nor_a_gpu_that_hangs_holds_up_the_stop(receiver: Rece
     assert len(stored) == agent.counts.sampler.samples
     assert json.loads(receiver.posts[0].body)[0]["gpu_id"] == 1
     hang.released.set()
+    receiver.hold.set()
+    for thread in threading.enumerate():
+        if thread.name in {"gpu-0", "delivery"}:
+            thread.join(PATIENCE_SECONDS)
+            assert not thread.is_alive()
 
 
 def test_its_port_says_how_it_is(receiver: Receiver, tmp_path: Path) -> None:

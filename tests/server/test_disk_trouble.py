@@ -14,6 +14,7 @@ import pytest
 
 from gpumon.server.engine import Engine
 from gpumon.server.queries import Filter
+from gpumon.server.store import DatabaseError
 from tests import processes
 from tests.processes import free_port, until
 from tests.samples import sample
@@ -64,9 +65,9 @@ def test_a_database_that_duckdb_gave_up_is_opened_anew(tmp_path: Path, monkeypat
         with monkeypatch.context() as patch:
 
             def fail(*_: object) -> None:
-                raise duckdb.FatalException("database has been invalidated because of a previous fatal error")
+                raise DatabaseError(duckdb.FatalException("database has been invalidated"))
 
-            patch.setattr(engine.store, "_load_changes", fail)
+            patch.setattr(engine.catchup, "_load_changes", fail)
             assert engine.reader.statistics(Filter())["samples"] == 1
             assert engine.counts().behind
         assert engine.reader.statistics(Filter())["samples"] == 1

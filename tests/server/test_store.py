@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import shutil
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -174,7 +173,7 @@ def test_rows_committed_but_not_yet_in_the_store_are_there_after_a_restart(tmp_p
 
 def test_a_query_that_takes_too_long_is_stopped_and_says_what_to_do(tmp_path: Path) -> None:
     endless = Query("SELECT sum(a.range * b.range) FROM range(?) a, range(100000) b", [10**9])
-    store = Store(tmp_path, "gpu_metrics", ZoneInfo("UTC"), lambda _: None, query_timeout_seconds=0.2)
+    store = Store(tmp_path, query_timeout_seconds=0.2)
     store.open()
     with pytest.raises(QueryError, match="query_timeout_seconds") as refused:
         store.select(endless)

@@ -84,7 +84,7 @@ class Agent:
             read_timeout_seconds=settings.server.read_timeout,
             compress=network.compress,
         )
-        delivery = Delivery(
+        self._delivery = Delivery(
             self._spool,
             self._sink,
             self.counts.delivery,
@@ -111,7 +111,7 @@ class Agent:
         self.status = StatusServer(
             _pages(settings, self.counts), host=settings.status.host, port=settings.status.port
         )
-        self._delivering = Task("delivery", delivery.run)
+        self._delivering = Task("delivery", self._deliver)
         self._batching = Task("batcher", self._batcher.run)
         self._sampling = Task("sampler", sampler.run)
 
@@ -138,10 +138,8 @@ class Agent:
         self._batcher.flush()
         self._delivering.stopping.set()
         self._spool.wake()
-        idle = self._delivering.stop(max(0.0, deadline - clock.monotonic()))
+        self._delivering.stop(max(0.0, deadline - clock.monotonic()))
         self._spool.close()
-        if idle:
-            self._sink.close()
         self.status.stop(_MOMENT_SECONDS)
         log.info(
             "agent_stopped samples_sent=%d samples_spooled=%d samples_dropped=%d",
@@ -149,6 +147,11 @@ class Agent:
             self._spool.waiting_samples(),
             self.counts.spool.dropped_samples,
         )
+
+    def _deliver(self, stop: threading.Event) -> None:
+        """Closes the connection in the thread that uses it, for that may be later than the stop."""
+        self._delivery.run(stop)
+        self._sink.close()
 
 
 def run(settings: AgentSettings, stop: threading.Event, environ: Mapping[str, str] = os.environ) -> None:

@@ -6,7 +6,7 @@ are full.
 - While the server takes batches they pass through memory and cost no disk; once memory is full, new ones go
   to disk. As soon as a delivery fails, everything that waits is written to disk, and so is every new batch
   until one is delivered again. So a run that is killed loses at most what came in since the last delivery,
-  and nothing of an outage.
+  and of an outage nothing but the batch that is still being filled.
 - The batch in delivery stays until its outcome is known; it is never the one to be dropped.
 - Full: the oldest is dropped and counted. Trouble with the disk never raises here: see `spooldisk`.
 

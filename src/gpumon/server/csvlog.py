@@ -26,13 +26,13 @@ from gpumon.model.sample import BatchId
 from gpumon.server.accept import Row
 from gpumon.server.days import DayFile, file_name, parse_file_name
 from gpumon.server.disk import append_fully, cannot_write, sync_file, sync_folder
+from gpumon.server.healing import heal
 from gpumon.server.journal import Journal
 
 log = logging.getLogger(__name__)
 
 HEADER = (",".join(CSV_COLUMNS) + "\n").encode()
 _OPEN_FILES = 8
-_TAIL_BLOCK = 1 << 16
 _PROBE_BYTES = 256 * 1024
 """More than a usual commit, so that a disk that takes the trial takes the next commit."""
 
@@ -229,23 +229,11 @@ class CsvLog:
         return file_name(self._prefix, day_file)
 
     def _heal(self, path: Path) -> None:
-        size = path.stat().st_size
-        keep = size
         committed = self._journal.sizes.get(path.name)
-        if committed is not None and not self._journal.clean:
-            keep = min(keep, committed)
-        keep = _last_line_end(path, keep)
-        if keep < size:
-            with path.open("r+b") as file:
-                file.seek(keep)
-                cut = file.read()
-                aside = self._folder / ".gpumon" / "quarantine" / f"{path.name}.{keep}"
-                if cut != HEADER:
-                    aside.write_bytes(cut)
-                file.truncate(keep)
-            log.warning("csv_healed file=%s cut_bytes=%d kept_in=%s", path.name, len(cut), aside)
+        unacknowledged_from = committed if not self._journal.clean else None
+        kept = heal(path, unacknowledged_from, self._folder / ".gpumon" / "quarantine", worthless=HEADER)
         if committed is not None:
-            self._journal.sizes[path.name] = keep
+            self._journal.sizes[path.name] = kept
 
 
 def render(rows: list[Row]) -> bytes:
@@ -253,17 +241,3 @@ def render(rows: list[Row]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _last_line_end(path: Path, size: int) -> int:
-    """The length of a file's part that ends with a newline, looking at the first `size` bytes."""
-    with path.open("rb") as file:
-        end = size
-        while end > 0:
-            start = max(0, end - _TAIL_BLOCK)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0

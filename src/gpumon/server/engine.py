@@ -17,6 +17,7 @@ from pathlib import Path
 from gpumon import clock
 from gpumon.errors import QueryError, StorageError
 from gpumon.server.accept import Acceptor
+from gpumon.server.catchup import CatchUp
 from gpumon.server.csvlog import CsvLog
 from gpumon.server.days import zone_named
 from gpumon.server.ingest import Ingest
@@ -73,15 +74,13 @@ class Engine:
             max_file_bytes=int(storage.max_file_size_mb * _MB),
             sync_each_commit=performance.file_sync_interval == 0,
         )
-        self.store = Store(
+        store = Store(
             self._folder,
-            self._prefix,
-            self._zone,
-            self._csvlog.committed,
             memory_mb=performance.query_memory_mb,
             threads=performance.query_threads,
             query_timeout_seconds=performance.query_timeout_seconds,
         )
+        self.catchup = CatchUp(store, self._folder, self._prefix, self._zone, self._csvlog.committed)
         self._ingest = Ingest(
             self._csvlog,
             journal,
@@ -91,7 +90,8 @@ class Engine:
             sync_interval_seconds=performance.file_sync_interval,
         )
         self._reader = Reader(
-            self.store,
+            store,
+            self.catchup.refresh,
             self._zone,
             now,
             max_range_days=limits.max_range_days,
@@ -110,7 +110,7 @@ class Engine:
         self._upkeep.stop(timeout_seconds=30)
         if self.closed_because is None:
             self._ingest.stop()
-            self.store.close()
+            self.catchup.close()
             try:
                 self._csvlog.close()
             except OSError as error:
@@ -131,8 +131,8 @@ class Engine:
             duplicates=ingest.duplicates,
             waiting_batches=batches,
             waiting_rows=rows,
-            damaged_lines=self.store.damaged_lines,
-            behind=self.store.behind is not None,
+            damaged_lines=self.catchup.damaged_lines,
+            behind=self.catchup.behind is not None,
         )
 
     @property
@@ -151,15 +151,15 @@ class Engine:
 
     def _try_to_open(self) -> None:
         try:
-            self.store.open()  # first, because its lock says that no other server is at the files
+            self.catchup.open()  # first, because its lock says that no other server is at the files
             self._csvlog.open()
         except StorageError as error:
             if str(error) != self.closed_because:
                 log.error("storage_not_open reason=%s retry_in=%gs", error, REOPEN_SECONDS)
             self.closed_because = str(error)
-            self.store.close()
+            self.catchup.close()
             return
-        self.store.refresh()
+        self.catchup.refresh()
         self._ingest.start()
         self.closed_because = None
         log.info("storage_open folder=%s zone=%s", self._folder.resolve(), self._zone.key)
@@ -170,7 +170,7 @@ class Engine:
             if self.closed_because is not None:
                 self._try_to_open()
                 continue
-            self.store.refresh()
+            self.catchup.refresh()
             if time.monotonic() >= next_housekeeping:
                 next_housekeeping = time.monotonic() + self._housekeeping_seconds
                 self.tidy_now()

@@ -22,8 +22,8 @@ from gpumon.server.queries import IDENTITY
 
 log = logging.getLogger(__name__)
 
-Execute = Callable[[str, list[Any]], Any]
-"""Runs SQL with parameters on the writing connection and gives its cursor; raises duckdb.Error."""
+Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
+"""Runs SQL with parameters and gives its rows; raises DatabaseError."""
 
 
 def read_header(path: Path) -> list[str]:
@@ -54,14 +54,14 @@ def insert_lines(
     """Inserts the lines of a file without a header into `table`, marked as `source`'s. Gives the number of rows.
 
     Strictly, a line with a cell that is not of its column's type is left out, which is twice as fast; tolerantly,
-    such a cell is NULL. Raises duckdb.Error where DuckDB can't read the file at all."""
+    such a cell is NULL. Raises DatabaseError where DuckDB can't read the file at all."""
     kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in FIELDS}
     types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
     local = 'TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"'
     to_utc, parameters = _local_to_utc(local, day_file, zone)
     selected = ", ".join(_cell(field, columns, local, to_utc, tolerant=tolerant) for field in FIELDS)
     identity = " AND ".join(f"{name} IS NOT NULL" for name in IDENTITY)
-    cursor = execute(
+    counted = execute(
         f"""
         INSERT INTO {table}
         SELECT * FROM (
@@ -72,7 +72,7 @@ def insert_lines(
         """,
         [*parameters, source, str(path)],
     )
-    return int(cursor.fetchone()[0])
+    return int(counted[0][0])
 
 
 def good_lines(source: BinaryIO, target: BinaryIO) -> list[int]:

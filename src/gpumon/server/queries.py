@@ -17,6 +17,19 @@ IDENTITY = ("timestamp", "gpu_id", "client_name")
 
 CREATE_SAMPLES = "({}, file VARCHAR)".format(", ".join(f"{f.name} {SQL_TYPES[f.kind]}" for f in FIELDS))
 
+SAMPLE_COLUMNS = ", ".join(CSV_COLUMNS)
+LATEST_KEY = "client_name, gpu_id"
+
+
+def newest_of(table: str) -> str:
+    """SQL for the newest row of each GPU; of two of the same instant the later. By aggregates and joins, since a
+    window would sort every row with all its columns."""
+    return f"""
+        WITH moment AS (SELECT {LATEST_KEY}, max(sampled_at) AS sampled_at FROM {table} GROUP BY {LATEST_KEY}),
+             place AS (SELECT max(rows.rowid) AS rowid
+                       FROM {table} AS rows JOIN moment USING ({LATEST_KEY}, sampled_at) GROUP BY {LATEST_KEY})
+        SELECT {SAMPLE_COLUMNS} FROM {table} WHERE rowid IN (SELECT rowid FROM place)"""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -89,7 +102,7 @@ def select_latest(client_name: str | None) -> Query:
 
 def select_latest_all() -> Query:
     """Every field of the newest row of each GPU."""
-    return Query(f"SELECT {', '.join(CSV_COLUMNS)} FROM live.latest ORDER BY client_name, gpu_id")
+    return Query(f"SELECT {SAMPLE_COLUMNS} FROM live.latest ORDER BY client_name, gpu_id")
 
 
 def select_realtime(gpu_id: int | None, client_name: str | None, window_minutes: int) -> Query:

@@ -6,8 +6,7 @@ least one reading. So a filled 0.0 (the old program's way to say "nothing") can 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,6 +16,7 @@ from gpumon.errors import QueryError
 from gpumon.model.fields import CSV_COLUMNS
 from gpumon.server import queries
 from gpumon.server.days import days_between, local_midnight
+from gpumon.server.figures import Figures, by_day, mean_of_means, rounded, together
 from gpumon.server.queries import Filter
 from gpumon.server.store import Store
 
@@ -24,37 +24,21 @@ REALTIME_MINUTES = 5
 Answer = dict[str, Any]
 
 
-@dataclass(slots=True)
-class Figures:
-    """What a set of readings adds up to. Adding two gives the figures of both sets together."""
-
-    total: float = 0.0
-    readings: int = 0
-    low: float | None = None
-    high: float | None = None
-    minutes: int = 0
-
-    @property
-    def mean(self) -> float:
-        """The mean; 0.0 where there is no reading, as the old program has it."""
-        return self.total / self.readings if self.readings else 0.0
-
-    def add(self, other: Figures) -> None:
-        """Takes another set in."""
-        self.total += other.total
-        self.readings += other.readings
-        self.minutes += other.minutes
-        self.low = min((x for x in (self.low, other.low) if x is not None), default=None)
-        self.high = max((x for x in (self.high, other.high) if x is not None), default=None)
-
-
 class Reader:
     """Answers by the store, the server's zone and limits."""
 
     def __init__(
-        self, store: Store, zone: ZoneInfo, now: Now, *, max_range_days: int, stale_after: timedelta
+        self,
+        store: Store,
+        refresh: Callable[[], None],
+        zone: ZoneInfo,
+        now: Now,
+        *,
+        max_range_days: int,
+        stale_after: timedelta,
     ) -> None:
         self._store = store
+        self._refresh = refresh
         self._zone = zone
         self._now = now
         self._max_range_days = max_range_days
@@ -63,16 +47,16 @@ class Reader:
     def statistics(self, wanted: Filter) -> Answer:
         """Averages and extremes of utilization_gpu over a range, or over all that is stored."""
         self._check(wanted)
-        self._store.refresh()
+        self._refresh()
         by_hour = self._by_hour(wanted)
-        by_day = _by_day(by_hour)
-        whole = _together(by_hour.values())
+        days = by_day(by_hour)
+        whole = together(by_hour.values())
         return {
-            "hourly_average": _mean_of_means(by_hour.values()),
-            "daily_average": _mean_of_means(by_day.values()),
-            "period_average": _rounded(whole.mean),
-            "max_utilization": _rounded(whole.high),
-            "min_utilization": _rounded(whole.low),
+            "hourly_average": mean_of_means(by_hour.values()),
+            "daily_average": mean_of_means(days.values()),
+            "period_average": rounded(whole.mean),
+            "max_utilization": rounded(whole.high),
+            "min_utilization": rounded(whole.low),
             "period": {"start_date": _iso(wanted.start), "end_date": _iso(wanted.end)},
             "gpu_id": wanted.gpu_id,
             "client_name": wanted.client_name,
@@ -83,7 +67,7 @@ class Reader:
     def hourly_usage(self, wanted: Filter) -> Answer:
         """The mean utilization of every hour of a range."""
         first, last = self._check(wanted)
-        self._store.refresh()
+        self._refresh()
         found = self._by_hour(wanted)
         empty = Figures()
         hours = [
@@ -96,7 +80,7 @@ class Reader:
                 {
                     "date": day.isoformat(),
                     "hour": hour,
-                    "utilization": _rounded(figures.mean),
+                    "utilization": rounded(figures.mean),
                     "samples": figures.readings,
                 }
                 for day, hour, figures in hours
@@ -106,8 +90,8 @@ class Reader:
     def daily_usage(self, wanted: Filter) -> Answer:
         """The extremes of utilization of every day of a range."""
         first, last = self._check(wanted)
-        self._store.refresh()
-        found = _by_day(self._by_hour(wanted))
+        self._refresh()
+        found = by_day(self._by_hour(wanted))
         empty = Figures()
         days = [(day, found.get(day, empty)) for day in days_between(first, last)]
         return self._chart(
@@ -117,8 +101,8 @@ class Reader:
                 {
                     "date": f"{day:%m/%d}",
                     "day": day.isoformat(),
-                    "min_utilization": _rounded(figures.low),
-                    "max_utilization": _rounded(figures.high),
+                    "min_utilization": rounded(figures.low),
+                    "max_utilization": rounded(figures.high),
                     "samples": figures.readings,
                 }
                 for day, figures in days
@@ -127,7 +111,7 @@ class Reader:
 
     def gpu_list(self, client_name: str | None) -> list[Answer]:
         """The newest row of each GPU, and whether it is recent."""
-        self._store.refresh()
+        self._refresh()
         now = self._now()
         answer = []
         for gpu_id, name, client, local, sampled_at, uuid, state in self._store.select(
@@ -150,7 +134,7 @@ class Reader:
 
     def realtime(self, gpu_id: int | None, client_name: str | None) -> Answer:
         """Means over the five minutes up to the newest row of all."""
-        self._store.refresh()
+        self._refresh()
         newest, samples, utilization, temperature, memory, power, gpus, clients, minutes = self._store.select(
             queries.select_realtime(gpu_id, client_name, REALTIME_MINUTES)
         )[0]
@@ -167,10 +151,10 @@ class Reader:
             "timestamp": None if newest is None else _seed_time(newest),
             "type": "average",
             "scope": scope,
-            "utilization_gpu": _rounded(utilization, empty),
+            "utilization_gpu": rounded(utilization, empty),
             "temperature": round(temperature) if temperature is not None else 0 if samples == 0 else None,
-            "memory_used_percent": _rounded(memory, empty),
-            "power_draw": _rounded(power, empty),
+            "memory_used_percent": rounded(memory, empty),
+            "power_draw": rounded(power, empty),
             "gpu_count": gpus,
             "client_count": clients,
             "samples": samples,
@@ -179,7 +163,7 @@ class Reader:
 
     def latest(self) -> list[Answer]:
         """Every field of the newest row of each GPU that is not stale."""
-        self._store.refresh()
+        self._refresh()
         rows = self._store.select(queries.select_latest_all())
         horizon = self._now() - self._stale_after
         samples = [dict(zip(CSV_COLUMNS, row, strict=True)) for row in rows]
@@ -210,7 +194,7 @@ class Reader:
             "period": {"start_date": _iso(wanted.start), "end_date": _iso(wanted.end)},
             "gpu_id": wanted.gpu_id,
             "client_name": wanted.client_name,
-            "coverage": self._coverage(_together(found).minutes, wanted),
+            "coverage": self._coverage(together(found).minutes, wanted),
         }
 
     def _coverage(self, minutes: int, wanted: Filter) -> float:
@@ -224,29 +208,6 @@ class Reader:
         # A sample may be stamped a little ahead of the server's clock; it still counts once.
         asked = (min(now, end) - local_midnight(first, self._zone)).total_seconds() / 60
         return round(min(1.0, minutes / max(asked, 1.0)), 4)
-
-
-def _by_day(by_hour: dict[tuple[date, int], Figures]) -> dict[date, Figures]:
-    days: dict[date, Figures] = {}
-    for (day, _), figures in by_hour.items():
-        days.setdefault(day, Figures()).add(figures)
-    return days
-
-
-def _together(figures: Iterable[Figures]) -> Figures:
-    whole = Figures()
-    for one in figures:
-        whole.add(one)
-    return whole
-
-
-def _mean_of_means(figures: Iterable[Figures]) -> float:
-    means = [f.mean for f in figures if f.readings]
-    return _rounded(sum(means) / len(means)) if means else 0.0
-
-
-def _rounded(value: float | None, empty: float | None = 0.0) -> Any:
-    return empty if value is None else round(value, 2)
 
 
 def _iso(day: date | None) -> str | None:
