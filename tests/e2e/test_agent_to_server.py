@@ -84,6 +84,7 @@ def test_what_the_gpus_say_is_what_the_server_answers(tmp_path: Path, scenario: 
     assert first["memory_total"] == "81559"
     assert first["fan_speed"] == "", "an H100 has no fan: absent, not 0"
     assert (first["node"], first["client_name"]) == ("gpu-node-a", "gpu-node-a")
+    assert first["source"] == "fake_nvml", "simulated figures can be told from real ones"
     assert all(0 <= float(row["utilization_gpu"]) <= 100 for row in stored)
     energies = [int(row["energy_mj"]) for row in stored if row["gpu_id"] == "0"]
     assert energies == sorted(energies)

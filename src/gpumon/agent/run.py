@@ -103,7 +103,11 @@ class Agent:
             library,
             self._batcher.add,
             self.counts.sampler,
-            labels={"client_name": names.client, "node": names.node},
+            labels={
+                "client_name": names.client,
+                "node": names.node,
+                "source": "fake_nvml" if fake_nvml else None,
+            },
             interval_seconds=monitoring.interval_seconds,
             call_timeout_seconds=monitoring.call_timeout,
             nvml_retry_seconds=monitoring.nvml_retry_interval,

@@ -19,7 +19,8 @@ class Authentication(msgspec.Struct, frozen=True, kw_only=True):
     client_name: Annotated[
         str,
         Meta(
-            description="Name under which samples are stored. Empty: the variable NODE_NAME, else the host's name."
+            max_length=253,
+            description="Name under which samples are stored. Empty: variable NODE_NAME, else the host's name.",
         ),
     ] = ""
 

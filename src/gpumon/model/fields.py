@@ -426,6 +426,14 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("pod_uid", "text", "", "Its UID.", "cgroup or Kubernetes API", kubernetes_name=True),
     Field("owner_kind", "text", "", "Kind of the workload that owns the pod.", "Kubernetes API"),
     Field("owner_name", "text", "", "Name of that workload.", "Kubernetes API", kubernetes_name=True),
+    Field(
+        "source",
+        "text",
+        "",
+        "fake_nvml where the GPU is simulated; absent where it is real.",
+        "agent",
+        choices=("fake_nvml",),
+    ),
 )
 
 BY_NAME: Final = {field.name: field for field in FIELDS}
