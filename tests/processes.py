@@ -80,8 +80,8 @@ class Program:
             self.end(signal.SIGKILL)
 
 
-def server(folder: Path, port: int) -> Program:
-    """A server with its data in `folder`."""
+def server(folder: Path, port: int, **more: str) -> Program:
+    """A server with its data in `folder`; further variables may be given."""
     return Program(
         "server",
         {
@@ -90,7 +90,8 @@ def server(folder: Path, port: int) -> Program:
             "GPUMON_SERVER__STORAGE__OUTPUT_DIRECTORY": str(folder),
             "GPUMON_SERVER__LOGGING__LOG_FILE": "",
             "GPUMON_SERVER__LOGGING__LOG_API_REQUESTS": "false",
-        },
+        }
+        | more,
         b"server_listening",
     )
 

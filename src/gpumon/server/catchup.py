@@ -127,6 +127,7 @@ class CatchUp:
         finally:
             self._piece.unlink(missing_ok=True)
         self._loaded[name] = (end, mtime)
+        log.debug("loaded file=%s rows=%d bytes=%d-%d", name, rows, start, end)
         if rows < lines:
             self.damaged_lines += lines - rows
             log.warning("csv_lines_left_out file=%s lines=%d of=%d", name, lines - rows, lines)

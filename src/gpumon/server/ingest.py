@@ -189,6 +189,7 @@ class Ingest:
             self.groups += 1
             self.rows_stored += len(rows)
             self.duplicates += stored.count(False)
+            log.debug("committed batches=%d rows=%d", len(group), len(rows))
         _answer(group, stored, error)
 
     def _sync_when_due(self) -> None:

@@ -23,9 +23,10 @@ class ServerProcess:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
+        self.app = create_app(settings)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_app(settings),
+                self.app,
                 http="httptools",
                 lifespan="on",
                 log_config=None,
