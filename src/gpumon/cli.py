@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import click
 import msgspec
@@ -22,19 +22,6 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=msgspec.Struct)
 EXIT_SETTINGS = 2
-
-
-class LoggingSettings(Protocol):
-    """What the [LOGGING] sections of server and agent have in common."""
-
-    @property
-    def log_file(self) -> str: ...
-    @property
-    def console_output(self) -> bool: ...
-    @property
-    def log_max_size(self) -> float: ...
-    @property
-    def log_backup_count(self) -> int: ...
 
 
 _CONFIG = click.option(
@@ -151,7 +138,7 @@ def _settings(
 
 
 @contextmanager
-def _logging(wanted: LoggingSettings, level: str, notes: list[str]) -> Iterator[None]:
+def _logging(wanted: logs.LoggingSettings, level: str, notes: list[str]) -> Iterator[None]:
     handlers = logs.set_up(
         level=level,
         file=wanted.log_file,

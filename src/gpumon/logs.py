@@ -15,11 +15,30 @@ import sys
 import time
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
 
 from gpumon import clock
 from gpumon.clock import Monotonic
 
 log = logging.getLogger(__name__)
+
+
+class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the [LOGGING] sections of server and agent have in common."""
+
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="Least severity that is logged.")
+    ] = "INFO"
+    log_file: Annotated[str, Meta(description="Log file; empty is none.")] = ""
+    console_output: Annotated[bool, Meta(description="Log to standard error, too.")] = True
+    log_max_size: Annotated[
+        float, Meta(gt=0, description="A log file this large is rotated.", extra={"unit": "MB"})
+    ] = 50.0
+    log_backup_count: Annotated[int, Meta(ge=0, description="Rotated log files that are kept.")] = 10
+
 
 _CHATTY = ("httpx", "httpcore")
 """Libraries that log a line per request at INFO; ours says the same with numbers, and less often."""

@@ -5,10 +5,12 @@ The keys of the old program keep their names; what they do is said here, once.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+
+from gpumon.logs import LoggingSettings
 
 ENVIRONMENT_PREFIX = "GPUMON_AGENT__"
 
@@ -172,18 +174,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ] = 9435
 
 
-class Logging(msgspec.Struct, frozen=True, kw_only=True):
+class Logging(LoggingSettings, frozen=True, kw_only=True):
     """What is logged, and where."""
 
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="Least severity that is logged.")
-    ] = "INFO"
     log_file: Annotated[str, Meta(description="Log file; empty is none.")] = "./logs/client.log"
-    console_output: Annotated[bool, Meta(description="Log to standard error, too.")] = True
-    log_max_size: Annotated[
-        float, Meta(gt=0, description="A log file this large is rotated.", extra={"unit": "MB"})
-    ] = 50.0
-    log_backup_count: Annotated[int, Meta(ge=0, description="Rotated log files that are kept.")] = 10
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gpumon.logs import LoggingSettings
+
 ENVIRONMENT_PREFIX = "GPUMON_SERVER__"
 
 
@@ -89,18 +91,10 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
 
 
-class Logging(msgspec.Struct, frozen=True, kw_only=True):
+class Logging(LoggingSettings, frozen=True, kw_only=True):
     """What is logged, and where."""
 
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="Least severity that is logged.")
-    ] = "INFO"
     log_file: Annotated[str, Meta(description="Log file; empty is none.")] = "./logs/server.log"
-    console_output: Annotated[bool, Meta(description="Log to standard error, too.")] = True
-    log_max_size: Annotated[
-        float, Meta(gt=0, description="A log file this large is rotated.", extra={"unit": "MB"})
-    ] = 50.0
-    log_backup_count: Annotated[int, Meta(ge=0, description="Rotated log files that are kept.")] = 10
     log_api_requests: Annotated[bool, Meta(description="Log a line for each request.")] = True
 
 
