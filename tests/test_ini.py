@@ -129,6 +129,12 @@ def test_every_key_can_be_set_by_the_environment_and_is_documented(
         assert settings == kind(), variable
 
 
+def test_words_are_taken_in_any_case() -> None:
+    environ = {f"{SERVER}LOGGING__LOG_LEVEL": "critical", f"{SERVER}STORAGE__FILE_SPLIT_MODE": "Hourly"}
+    settings, _ = ini.load(ServerSettings, None, environ, SERVER)
+    assert (settings.logging.log_level, settings.storage.file_split_mode) == ("CRITICAL", "hourly")
+
+
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     path = tmp_path / "s.ini"
     path.write_text("[SERVER]\nport = 1\nhost = a\n")

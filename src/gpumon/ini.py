@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -126,6 +126,8 @@ def _parse(key: Key, text: str) -> Any:
     if key.type is bool:
         lowered = text.lower()
         return True if lowered in _TRUE else False if lowered in _FALSE else text
+    if get_origin(key.type) is Literal:
+        return next((choice for choice in get_args(key.type) if choice.lower() == text.lower()), text)
     return text
 
 

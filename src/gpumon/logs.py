@@ -30,7 +30,8 @@ class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the [LOGGING] sections of server and agent have in common."""
 
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="Least severity that is logged.")
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        Meta(description="Least severity that is logged."),
     ] = "INFO"
     log_file: Annotated[str, Meta(description="Log file; empty is none.")] = ""
     console_output: Annotated[bool, Meta(description="Log to standard error, too.")] = True
