@@ -19,13 +19,17 @@ def explain(
     if match := re.fullmatch(r"Object missing required field `(\w+)`", reason):
         return match[1], "is required"
     if match := re.fullmatch(r"Expected `([^`]+)`, got `(\w+)`", reason):
+        if match[2] == "float" and "int" in match[1]:
+            return path, "must be a whole number, not one with a fraction"
         wanted = " or ".join(_TYPES.get(name, name) for name in match[1].split(" | "))
         return path, f"must be {wanted}, not {_TYPES.get(match[2], match[2])}"
     if match := re.fullmatch(r"Expected `\w+`(?: \| null)? (<=|>=|>|<) (\S+)", reason):
         word = {"<=": "at most", ">=": "at least", ">": "more than", "<": "less than"}[match[1]]
         return path, f"must be {word} {float(match[2]):.10g}"
     if match := re.fullmatch(r"Expected `str`(?: \| null)? of length (<=|>=) (\d+)", reason):
-        return path, f"must have {'at most' if match[1] == '<=' else 'at least'} {match[2]} characters"
+        if match[1] == ">=":
+            return path, "must not be empty"
+        return path, f"must have at most {match[2]} characters"
     if match := re.fullmatch(r"Expected `str`(?: \| null)? matching regex '(.+)'", reason):
         return path, f"must match {match[1]}"
     if match := re.fullmatch(r"Invalid enum value (.+)", reason):

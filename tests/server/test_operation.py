@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.processes import until
 from tests.samples import full_sample, sample
 from tests.server.conftest import Serve
+
+JSON = {"Content-Type": "application/json"}
 
 
 def test_the_root_says_what_this_is_and_sends_a_browser_on(serve: Serve) -> None:
@@ -46,18 +51,62 @@ def test_unknown_paths_and_methods_answer_in_the_envelope(
         ({"start_date": "2026-11-24", "end_date": "2026-11-23"}, "after"),
         ({"start_date": "2020-01-01", "end_date": "2026-11-23"}, "max_range_days"),
         ({"start_date": "2026-11-24"}, "end_date"),
-        ({"start_date": "2026-11-24", "end_date": "2026-11-24", "gpu_id": -1}, "gpu_id"),
+        ({"start_date": None, "end_date": "2026-11-24"}, "YYYY-MM-DD"),
+        ({"start_date": "2026-W48-2", "end_date": "2026-11-24"}, "YYYY-MM-DD"),
+        (["2026-11-24"], "JSON object"),
         ({"start_date": "2026-11-24", "end_date": "2026-11-24", "gpu_id": "x"}, "gpu_id"),
     ],
 )
 @pytest.mark.parametrize("name", ["hourly-usage", "daily-usage"])
 def test_a_question_that_can_not_be_is_422_with_a_sentence(
-    serve: Serve, name: str, body: dict[str, object], word: str
+    serve: Serve, name: str, body: object, word: str
 ) -> None:
     answer = serve().post(f"/api/gpu/{name}", json=body)
     assert answer.status_code == 422
     assert answer.json()["error_code"] == "VALIDATION_ERROR"
     assert word in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"gpu_id": -1},
+        {"gpu_id": 10**40},
+        {"client_name": "\ud800"},
+        {"client_name": "x" * 100_000},
+        {"client_name": "'; DROP TABLE samples; --"},
+        {"end_date": "9999-12-31"},
+        {"start_date": "0001-01-01"},
+        {"start_date": "9998-01-01"},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_unknown_filter_or_an_odd_range_is_no_error(serve: Serve, asked: dict[str, object]) -> None:
+    client = serve(server={"timezone": "Asia/Taipei"})
+    client.post("/api/receive-data", json=sample()).raise_for_status()
+    for name in ("statistics", "realtime", "list"):
+        answer = client.post(f"/api/gpu/{name}", content=json.dumps(asked), headers=JSON)
+        assert answer.status_code == 200, answer.text
+
+
+def test_an_empty_client_name_is_all_clients(serve: Serve) -> None:
+    client = serve()
+    client.post("/api/receive-data", json=sample()).raise_for_status()
+    assert client.post("/api/gpu/statistics", json={"client_name": ""}).json()["data"]["samples"] == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"", b"[" * 100_000, gzip.compress(b"{}")])
+def test_a_query_body_that_is_no_json_is_4xx_in_the_envelope(serve: Serve, content: bytes) -> None:
+    answer = serve().post("/api/gpu/hourly-usage", content=content, headers=JSON)
+    assert 400 <= answer.status_code < 500
+    assert answer.json()["success"] is False
+    assert len(answer.json()["detail"]) > 10
+
+
+def test_load_balancers_may_ask_by_head(serve: Serve) -> None:
+    client = serve()
+    for path in ("/", "/health", "/ready"):
+        assert client.head(path).status_code == 200
 
 
 def test_an_empty_store_answers_with_filled_zeros_and_coverage_0(serve: Serve) -> None:
@@ -175,9 +224,12 @@ def test_a_folder_that_takes_no_files_is_said_in_health_and_heals_without_a_rest
     client = serve()
     health = client.get("/health")
     assert health.status_code == 503
-    assert str(tmp_path / "data") in health.json()["reasons"][0]
+    assert "[STORAGE] output_directory" in health.json()["reasons"][0]
     refused = client.post("/api/receive-data", json=sample())
     assert (refused.status_code, refused.json()["error_code"]) == (503, "HTTP_503")
     assert int(refused.headers["retry-after"]) > 0
     assert client.post("/api/gpu/list").status_code == 503
     assert client.get("/ready").status_code == 503
+    (tmp_path / "data").unlink()
+    assert until(lambda: client.get("/health").status_code == 200)
+    client.post("/api/receive-data", json=sample()).raise_for_status()

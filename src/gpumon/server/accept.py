@@ -25,6 +25,8 @@ Row = tuple[Any, ...]
 """Values in the order of the CSV's columns; `timestamp` local, `sampled_at` exact."""
 
 MAX_REPORTED_ERRORS = 20
+MAX_OBJECTS = 200_000
+"""A small gzip body can unpack to millions of empty objects, which would hold the server up for seconds."""
 
 _decode_list = msgspec.json.Decoder(list[GpuSample]).decode
 _decode_one = msgspec.json.Decoder(GpuSample).decode
@@ -35,6 +37,7 @@ _TEXTS = tuple((i, f.name) for i, f in enumerate(FIELDS) if f.kind == "text")
 _TIMESTAMP = CSV_COLUMNS.index("timestamp")
 _SAMPLED_AT = CSV_COLUMNS.index("sampled_at")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?")
+_TIMESTAMP_FORM = re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}")
 _FORMULA = ("=", "+", "-", "@")
 _KNOWN_TEXTS = 50_000
 
@@ -64,7 +67,19 @@ class Accepted:
 
 
 class BadBody(ValueError):
-    """The body as a whole is not a sample or a list of samples."""
+    """The body as a whole is not a sample or a list of samples. `status` is the HTTP status it becomes."""
+
+    def __init__(self, message: str, *, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BadInstant(ValueError):
+    """A sample's time can't be. `field` is where it stands."""
+
+    def __init__(self, field_name: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field_name
 
 
 class Acceptor:
@@ -79,17 +94,19 @@ class Acceptor:
     def accept(self, body: bytes, now: datetime) -> Accepted:
         """Decodes and checks a body. Raises BadBody when it is no JSON or neither a sample nor a non-empty
         list; otherwise every sample is either among the rows or counted in `failed`."""
+        if body.count(b"{") > MAX_OBJECTS:
+            raise BadBody(f"the body holds more than {MAX_OBJECTS} objects; send fewer at once", status=413)
         accepted = Accepted()
-        instants: dict[str, tuple[str, str, date, int]] = {}
+        instants: dict[tuple[str, str | None], tuple[str, str, date, int]] = {}
         for index, sample in self._decode(body, accepted):
             values = _values(sample)
-            text = values[_SAMPLED_AT] or values[_TIMESTAMP]
-            when = instants.get(text)
+            told = (values[_TIMESTAMP], values[_SAMPLED_AT])
+            when = instants.get(told)
             if when is None:
                 try:
-                    when = instants[text] = self._when(text, now)
-                except ValueError as error:
-                    accepted.refuse(index, ["sampled_at" if values[_SAMPLED_AT] else "timestamp"], str(error))
+                    when = instants[told] = self._when(*told, now)
+                except BadInstant as error:
+                    accepted.refuse(index, [error.field], str(error))
                     continue
             bad = self._bad_text(values)
             if bad is not None:
@@ -108,6 +125,10 @@ class Acceptor:
             except msgspec.ValidationError:
                 return _one_by_one(body, accepted)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if not body.strip():
+                raise BadBody("the body is empty; send one sample object, or a list of them, as JSON") from error
+            if isinstance(error, RecursionError):
+                raise BadBody("the body is nested too deeply; send a list of plain sample objects") from error
             raise BadBody(
                 f"the body is not valid JSON in UTF-8: {error} (NaN and Infinity are not JSON; send null instead)"
             ) from error
@@ -115,30 +136,38 @@ class Acceptor:
             raise BadBody("the list is empty; send at least one sample")
         return list(enumerate(samples))
 
-    def _when(self, text: str, now: datetime) -> tuple[str, str, date, int]:
-        """(local whole seconds, exact UTC, local day, local hour) of a timestamp."""
-        instant = self.parse_instant(text)
+    def _when(self, timestamp: str, sampled_at: str | None, now: datetime) -> tuple[str, str, date, int]:
+        """(local whole seconds, exact UTC, local day, local hour) of a sample. Raises BadInstant."""
+        instant = self._instant("timestamp", timestamp)
+        field, text = "timestamp", timestamp
+        if sampled_at:
+            instant = self._instant("sampled_at", sampled_at)
+            field, text = "sampled_at", sampled_at
         if instant > now + self._future:
-            raise ValueError(
+            raise BadInstant(
+                field,
                 f"{text!r} is further in the future than [LIMITS] accept_future_seconds allows; "
-                "check the sender's clock and zone"
+                "check the sender's clock and zone",
             )
         if instant < now - self._past:
-            raise ValueError(f"{text!r} is older than [LIMITS] accept_past_days allows; check the sender's clock")
+            raise BadInstant(
+                field,
+                f"{text!r} is older than [LIMITS] accept_past_days and [STORAGE] data_retention_days allow; "
+                "check the sender's clock",
+            )
         local = instant.astimezone(self._zone)
         return local.strftime("%Y-%m-%d %H:%M:%S"), to_wire(instant), local.date(), local.hour
 
-    def parse_instant(self, text: str) -> datetime:
-        """The UTC instant of `YYYY-MM-DD HH:MM:SS` (the server's zone) or of ISO 8601 with an offset. Raises
-        ValueError with a sentence."""
+    def _instant(self, field: str, text: str) -> datetime:
+        """The UTC instant of `YYYY-MM-DD HH:MM:SS` (the server's zone) or of ISO 8601 with an offset."""
         try:
-            if len(text) < 19 or text[10] not in " T":
+            if not _TIMESTAMP_FORM.match(text):
                 raise ValueError
             parsed = datetime.fromisoformat(text)
             return (parsed if parsed.tzinfo else parsed.replace(tzinfo=self._zone)).astimezone(UTC)
         except (ValueError, OverflowError):
-            raise ValueError(
-                f"{text[:40]!r} is no timestamp; write YYYY-MM-DD HH:MM:SS, or ISO 8601 with an offset"
+            raise BadInstant(
+                field, f"{text[:40]!r} is no timestamp; write YYYY-MM-DD HH:MM:SS, or ISO 8601 with an offset"
             ) from None
 
     def _bad_text(self, values: Row) -> tuple[str, str] | None:
@@ -178,6 +207,9 @@ def _one_by_one(body: bytes, accepted: Accepted) -> list[tuple[int, Any]]:
         try:
             good.append((index, msgspec.convert(_whole_numbers(sample), GpuSample)))
         except msgspec.ValidationError as error:
+            if len(accepted.faults) >= MAX_REPORTED_ERRORS:
+                accepted.failed += 1
+                continue
             name, fault = explain(error, lambda name: BY_NAME[name].choices)
             accepted.refuse(index, [name] if name else [], fault)
     return good

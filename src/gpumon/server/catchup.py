@@ -9,8 +9,12 @@ and before each query, so a row is in the answers as soon as its sender has been
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
 import logging
+import stat
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -34,6 +38,7 @@ class CatchUp:
         prefix: str,
         zone: ZoneInfo,
         committed: Callable[[str], int | None],
+        take_replaced: Callable[[], set[str]],
     ) -> None:
         self._store = store
         self._folder = folder
@@ -42,10 +47,15 @@ class CatchUp:
         self._prefix = prefix
         self._zone = zone
         self._committed = committed
+        self._take_replaced = take_replaced
+        self._replaced: set[str] = set()
         self._lock = threading.Lock()
         self._loaded: dict[str, tuple[int, int]] = {}
+        self._unreadable: dict[str, tuple[int, int]] = {}
         self._wanted = False
+        self.complete = threading.Event()
         self.damaged_lines = 0
+        self.unreadable_files = 0
         self.behind: str | None = None
 
     def open(self) -> None:
@@ -60,26 +70,39 @@ class CatchUp:
             self._wanted = False
             self._store.close()
 
-    def refresh(self) -> None:
-        """Makes the store equal to the files. Where the disk doesn't let it, it stays as it is and `behind`
-        says why."""
-        with self._lock:
-            if not self._wanted:
-                return
-            try:
-                if not self._store.is_open:
+    def moving(self) -> contextlib.AbstractContextManager[object]:
+        """While it is entered, the folder is not looked at: for whoever renames files in it."""
+        return self._lock
+
+    def refresh(self, patience_seconds: float = -1) -> None:
+        """Makes the store equal to the files. Where the disk doesn't let it, it stays as it is and `behind` says
+        why. Waits for another's refresh, though no longer than `patience_seconds` (-1: however long), so that a
+        query does not wait for a month that is just being loaded."""
+        if not self._lock.acquire(timeout=patience_seconds):
+            return
+        try:
+            if self._wanted:
+                self._refresh()
+                self.complete.set()
+        finally:
+            self._lock.release()
+
+    def _refresh(self) -> None:
+        try:
+            if not self._store.is_open:
+                self._open()
+            self._load_changes()
+            self.behind = None
+        except Exception as error:  # a query answers from what the store has; the next refresh tries again
+            if self.behind is None:
+                known = isinstance(error, StorageError | OSError)
+                log.error("store_behind error=%s", error, exc_info=None if known else error)
+            self.behind = str(error)
+            if isinstance(error, DatabaseError) and error.fatal:
+                # DuckDB gives a database up for good when its own write fails, as on a full disk.
+                self._store.close()
+                with contextlib.suppress(StorageError):
                     self._open()
-                self._load_changes()
-                self.behind = None
-            except (StorageError, OSError) as error:
-                if self.behind is None:
-                    log.error("store_behind error=%s", error)
-                self.behind = str(error)
-                if isinstance(error, DatabaseError) and error.fatal:
-                    # DuckDB gives a database up for good when its own write fails, as on a full disk.
-                    self._store.close()
-                    with contextlib.suppress(StorageError):
-                        self._open()
 
     def _open(self) -> None:
         self._store.open()
@@ -88,29 +111,48 @@ class CatchUp:
                 left.unlink()  # of a server that was killed
         known = self._store.execute("SELECT name, size, mtime_ns FROM files")
         self._loaded = {name: (size, mtime) for name, size, mtime in known}
+        for name, noted in list(self._loaded.items()):
+            if _seen(self._folder / name) != noted:
+                self._forget(name)  # written, edited or replaced since it was loaded: all of it anew
 
     def _load_changes(self) -> None:
         found: dict[str, tuple[DayFile, int, int]] = {}
         for path in self._folder.iterdir():
             day_file = parse_file_name(self._prefix, path.name)
-            if day_file is not None:
-                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile by retention
-                    status = path.stat()
-                    found[path.name] = (day_file, status.st_size, status.st_mtime_ns)
-        for name in self._loaded.keys() - found.keys():
+            seen = None if day_file is None else _seen(path)
+            if day_file is not None and seen is not None:
+                found[path.name] = (day_file, *seen)
+        self._replaced |= self._take_replaced()
+        for name in (self._loaded.keys() - found.keys()) | self._replaced:
             self._forget(name)
+            self._replaced.discard(name)
         for name, (day_file, size, mtime) in sorted(found.items()):
-            loaded, loaded_mtime = self._loaded.get(name, (0, 0))
-            committed = self._committed(name)  # asked after the look at the folder: see CsvLog._part
-            if committed is not None:
-                if loaded > committed:
-                    self._forget(name)
-                    loaded = 0
-                if loaded < committed:
-                    self._load(name, day_file, loaded, committed, mtime)
-            elif (size, mtime) != (loaded, loaded_mtime):
+            if self._unreadable.get(name) == (size, mtime):
+                continue
+            try:
+                self._catch_up(name, day_file, size, mtime)
+            except (EOFError, zlib.error, csv.Error, gzip.BadGzipFile, PermissionError, DatabaseError) as error:
+                if isinstance(error, DatabaseError) and not error.about_input:
+                    raise
+                self._unreadable[name] = (size, mtime)
+                self.unreadable_files += 1
+                log.error("csv_file_left_out file=%s error=%r", name, error)
+
+    def _catch_up(self, name: str, day_file: DayFile, size: int, mtime: int) -> None:
+        loaded, loaded_mtime = self._loaded.get(name, (0, 0))
+        committed = self._committed(name)  # asked after the look at the folder: see CsvLog._part
+        if committed is None:
+            if (size, mtime) != (loaded, loaded_mtime):
                 self._forget(name)
                 self._load(name, day_file, 0, size, mtime)
+            return
+        if loaded > committed:
+            self._forget(name)
+            loaded = 0
+        if loaded < committed:
+            self._load(name, day_file, loaded, committed, mtime)
+        elif mtime != loaded_mtime and size == committed:
+            self._note(name, size, mtime)
 
     def _load(self, name: str, day_file: DayFile, start: int, end: int, mtime: int) -> None:
         """Loads the bytes from `start` to `end` of a file, in one transaction with the note that it did."""
@@ -119,26 +161,31 @@ class CatchUp:
             columns = read_header(path)
             lines = copy_lines(path, self._piece, start, end)
             store.execute(f"CREATE OR REPLACE TEMP TABLE arriving {CREATE_SAMPLES}")
-            rows = self._insert(columns, day_file, name, lines)
+            damaged = self._insert(columns, day_file, name, lines)
             with store.transaction():
                 store.execute("INSERT INTO samples SELECT * FROM arriving")
-                store.execute("DELETE FROM files WHERE name = ?", [name])
-                store.execute("INSERT INTO files VALUES (?, ?, ?)", [name, end, mtime])
+                self._note(name, end, mtime)
         finally:
             self._piece.unlink(missing_ok=True)
-        self._loaded[name] = (end, mtime)
-        log.debug("loaded file=%s rows=%d bytes=%d-%d", name, rows, start, end)
-        if rows < lines:
-            self.damaged_lines += lines - rows
-            log.warning("csv_lines_left_out file=%s lines=%d of=%d", name, lines - rows, lines)
+        log.debug("loaded file=%s lines=%d bytes=%d-%d", name, lines, start, end)
+        if damaged:
+            self.damaged_lines += damaged
+            log.warning("csv_lines_left_out file=%s lines=%d of=%d", name, damaged, lines)
         store.note_latest("arriving")
+
+    def _note(self, name: str, size: int, mtime: int) -> None:
+        """Notes how much of a file the store has."""
+        self._store.execute("DELETE FROM files WHERE name = ?", [name])
+        self._store.execute("INSERT INTO files VALUES (?, ?, ?)", [name, size, mtime])
+        self._loaded[name] = (size, mtime)
 
     def _insert(self, columns: list[str], day_file: DayFile, name: str, lines: int) -> int:
         """Inserts the lines of the piece into `arriving`: all at once, and when some are left out, once more
-        tolerantly without the lines that are no CSV, since one may swallow its neighbours."""
+        tolerantly without the lines that are no CSV, since one may swallow its neighbours. Gives the number of
+        lines that are damaged."""
         if not set(IDENTITY) <= set(columns):
             log.warning("csv_not_samples file=%s: its header has no %s", name, ", ".join(IDENTITY))
-            return 0
+            return lines
 
         def insert(path: Path, *, tolerant: bool) -> int:
             return insert_lines(
@@ -150,12 +197,12 @@ class CatchUp:
         except DatabaseError:
             rows = -1
         if rows == lines:
-            return rows
+            return 0
         self._store.execute("DELETE FROM arriving")
         try:
             with self._piece.open("rb") as source, self._cleaned.open("wb") as target:
-                good_lines(source, target)
-            return insert(self._cleaned, tolerant=True)
+                good, bad = good_lines(source, target)
+            return bad + good - insert(self._cleaned, tolerant=True)
         finally:
             self._cleaned.unlink(missing_ok=True)
 
@@ -167,3 +214,12 @@ class CatchUp:
             self._store.execute("DELETE FROM files WHERE name = ?", [name])
         del self._loaded[name]
         self._store.remember_latest()
+
+
+def _seen(path: Path) -> tuple[int, int] | None:
+    """(size, mtime in ns) of a file; None of anything else, or when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

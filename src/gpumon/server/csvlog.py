@@ -14,6 +14,8 @@ import contextlib
 import csv
 import io
 import logging
+import os
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
@@ -26,7 +28,7 @@ from gpumon.model.sample import BatchId
 from gpumon.server.accept import Row
 from gpumon.server.days import DayFile, file_name, parse_file_name
 from gpumon.server.disk import append_fully, cannot_write, sync_file, sync_folder
-from gpumon.server.healing import heal
+from gpumon.server.healing import finish_compressions, heal
 from gpumon.server.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class _Part:
 
 
 class CsvLog:
-    """Owned by the one writer thread. `committed()` alone may be called from elsewhere."""
+    """Owned by the one writer thread. `committed` and `take_replaced` may be called from elsewhere."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class CsvLog:
         self._current: dict[tuple[date, int], DayFile] = {}
         self._unsynced: set[DayFile] = set()
         self._torn: dict[DayFile, int] = {}
+        self._replaced: deque[str] = deque()
 
     def open(self) -> None:
         """Heals what a crash left: bytes that no acknowledged batch owns and torn last lines are moved to
@@ -76,28 +79,31 @@ class CsvLog:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / ".gpumon" / "quarantine").mkdir(parents=True, exist_ok=True)
-            for left in (*self._folder.glob("*.new"), *(self._folder / ".gpumon").glob("*.new")):
+            for left in (self._folder / ".gpumon").glob("*.new"):
                 left.unlink()  # a file that was being written aside when the server was killed
+            finish_compressions(self._folder, self._prefix)
             self._journal.open()
             for path in sorted(self._folder.iterdir()):
                 known = parse_file_name(self._prefix, path.name)
-                if known is not None and not known.compressed:
+                if known is not None and not known.compressed and path.is_file():
                     self._heal(path)
+            for name in [name for name in self._journal.sizes if not (self._folder / name).exists()]:
+                del self._journal.sizes[name]
             self._journal.begin()
         except OSError as error:
-            raise StorageError(cannot_write(self._folder, error)) from error
+            raise StorageError(cannot_write(error)) from error
 
     def append(self, rows: Iterable[DatedRow], batches: list[BatchId]) -> None:
         """Stores rows and the ids of the batches they came in. Returns when they are on disk. Raises
         StorageError; then none of them is stored."""
         by_file: dict[DayFile, list[Row]] = {}
-        for day, hour, row in rows:
-            by_file.setdefault(self._file_for(day, hour), []).append(row)
         touched: dict[DayFile, int] = {}
         try:
-            for day_file, of_file in by_file.items():
+            for day, hour, row in rows:
+                by_file.setdefault(self._file_for(day, hour), []).append(row)
+            rendered = {day_file: render(of_file) for day_file, of_file in by_file.items()}
+            for day_file, data in rendered.items():
                 part = self._part(day_file)
-                data = render(of_file)
                 touched[day_file] = part.size
                 append_fully(part.file, data, at=part.size)
                 part.size += len(data)
@@ -112,7 +118,10 @@ class CsvLog:
             )
         except OSError as error:
             self._undo(touched)
-            raise StorageError(cannot_write(self._folder, error)) from error
+            raise StorageError(cannot_write(error)) from error
+        except BaseException:
+            self._undo(touched)
+            raise
         for day_file in list(self._parts)[:-_OPEN_FILES]:
             self._close_part(day_file)
 
@@ -132,7 +141,7 @@ class CsvLog:
         try:
             trial.write_bytes(bytes(_PROBE_BYTES))
         except OSError as error:
-            raise StorageError(cannot_write(self._folder, error)) from error
+            raise StorageError(cannot_write(error)) from error
         finally:
             with contextlib.suppress(OSError):
                 trial.unlink(missing_ok=True)
@@ -141,9 +150,17 @@ class CsvLog:
         """How many bytes of a file are committed; None for a file that gpumon did not write."""
         return self._journal.sizes.get(name)
 
+    def take_replaced(self) -> set[str]:
+        """The names, since the last call, of files that were deleted under gpumon and begun anew."""
+        taken = set()
+        while self._replaced:
+            taken.add(self._replaced.popleft())
+        return taken
+
     def release(self, day_file: DayFile) -> None:
         """Lets go of a file that is to be deleted or compressed; later rows of its day get a new part."""
         self._close_part(day_file)
+        self._torn.pop(day_file, None)
         self._current = {slot: of for slot, of in self._current.items() if of != day_file}
         self._journal.forget(self._name(day_file))
 
@@ -179,11 +196,19 @@ class CsvLog:
             return True
         if self._split == "size" and path.stat().st_size >= self._max_file_bytes:
             return False
-        with path.open("rb") as file:
-            return file.readline() in (HEADER, b"")
+        return path.is_file() and (path.stat().st_size == 0 or _is_ours(path))
 
     def _part(self, day_file: DayFile) -> _Part:
         part = self._parts.pop(day_file, None)
+        if part is not None:
+            now = os.fstat(part.file.fileno())
+            if now.st_nlink == 0:  # somebody deleted it: what is written here would be seen by nobody
+                part.file.close()
+                self._journal.forget(self._name(day_file))
+                self._replaced.append(self._name(day_file))
+                part = None
+            else:
+                part.size = now.st_size  # somebody may have appended: their bytes are no tail of ours to cut
         if part is None:
             name = self._name(day_file)
             path = self._folder / name
@@ -193,8 +218,9 @@ class CsvLog:
                 # Before the first byte: from here on a crash, and the store, can tell what is committed.
                 self._journal.commit({name: size}, [])
             file = path.open("ab", buffering=0)
-            if self._torn.pop(day_file, None) is not None:
+            if day_file in self._torn:
                 file.truncate(size)
+                del self._torn[day_file]
             if size == 0:
                 append_fully(file, HEADER, at=0)
                 sync_folder(self._folder)
@@ -210,7 +236,10 @@ class CsvLog:
         part = self._parts.pop(day_file, None)
         if part is not None:
             if day_file in self._unsynced:
-                sync_file(part.file)
+                try:
+                    sync_file(part.file)
+                except OSError as error:  # its rows are acknowledged by file_sync_interval's terms
+                    log.error("csv_sync_failed file=%s error=%s", self._name(day_file), error)
                 self._unsynced.discard(day_file)
             part.file.close()
 
@@ -230,10 +259,18 @@ class CsvLog:
 
     def _heal(self, path: Path) -> None:
         committed = self._journal.sizes.get(path.name)
+        if committed is None and not _is_ours(path):
+            return
         unacknowledged_from = committed if not self._journal.clean else None
         kept = heal(path, unacknowledged_from, self._folder / ".gpumon" / "quarantine", worthless=HEADER)
         if committed is not None:
             self._journal.sizes[path.name] = kept
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether gpumon wrote the file: by its header. Others are never touched."""
+    with path.open("rb") as file:
+        return file.read(len(HEADER)) == HEADER
 
 
 def render(rows: list[Row]) -> bytes:

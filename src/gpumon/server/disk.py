@@ -49,12 +49,16 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def cannot_write(folder: Path, error: OSError) -> str:
-    """Says what is wrong with the folder and what to do."""
+def cannot_write(error: OSError) -> str:
+    """Says what is wrong with the data folder and what to do. Which folder it is, the log says: this goes out over
+    HTTP."""
     advice = {
         "ENOSPC": "free some space, or set [STORAGE] data_retention_days or max_disk_mb",
         "EACCES": "make the folder writable for the user the server runs as",
         "EROFS": "the file system is mounted read-only; mount it writable",
     }
     name = errno.errorcode.get(error.errno or 0, "")
-    return f"can't write to {folder} ({error.strerror or error}): {advice.get(name, 'check the disk')}"
+    return (
+        f"can't write to the data folder, [STORAGE] output_directory ({error.strerror or error}): "
+        f"{advice.get(name, 'check the disk')}"
+    )

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from gpumon import clock
@@ -23,7 +24,7 @@ from gpumon.server.days import zone_named
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
 from gpumon.server.reader import Reader
-from gpumon.server.retention import Policy, tidy
+from gpumon.server.retention import Policy, tidy, too_old
 from gpumon.server.settings import ServerSettings
 from gpumon.server.store import Store
 from gpumon.tasks import Task
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 2.0
 REOPEN_SECONDS = 5.0
+FIRST_LOAD_SECONDS = 3.0
+QUERY_PATIENCE_SECONDS = 2.0
 _MB = 10**6
 
 
@@ -45,6 +48,7 @@ class Counts:
     waiting_batches: int
     waiting_rows: int
     damaged_lines: int
+    unreadable_files: int
     behind: bool
 
 
@@ -63,7 +67,8 @@ class Engine:
             max_bytes=int(storage.max_disk_mb * _MB),
             compress_after_days=storage.compress_after_days if storage.enable_file_compression else None,
         )
-        past = timedelta(days=limits.accept_past_days)
+        kept_days = storage.data_retention_days or limits.accept_past_days
+        past = timedelta(days=min(limits.accept_past_days, kept_days))
         self.acceptor = Acceptor(self._zone, past, timedelta(seconds=limits.accept_future_seconds))
         journal = Journal(self._folder / ".gpumon" / "commits.log", past.total_seconds())
         self._csvlog = CsvLog(
@@ -76,11 +81,19 @@ class Engine:
         )
         store = Store(
             self._folder,
+            zone_key=self._zone.key,
             memory_mb=performance.query_memory_mb,
             threads=performance.query_threads,
             query_timeout_seconds=performance.query_timeout_seconds,
         )
-        self.catchup = CatchUp(store, self._folder, self._prefix, self._zone, self._csvlog.committed)
+        self.catchup = CatchUp(
+            store,
+            self._folder,
+            self._prefix,
+            self._zone,
+            self._csvlog.committed,
+            self._csvlog.take_replaced,
+        )
         self._ingest = Ingest(
             self._csvlog,
             journal,
@@ -91,7 +104,7 @@ class Engine:
         )
         self._reader = Reader(
             store,
-            self.catchup.refresh,
+            partial(self.catchup.refresh, QUERY_PATIENCE_SECONDS),
             self._zone,
             now,
             max_range_days=limits.max_range_days,
@@ -104,12 +117,16 @@ class Engine:
         """Opens everything that can be opened; the rest is tried again in the background."""
         self._try_to_open()
         self._upkeep.start()
+        if self.closed_because is None:
+            # Most stores are loaded by then, and the first query finds everything.
+            self.catchup.complete.wait(FIRST_LOAD_SECONDS)
 
     def close(self) -> None:
         """Stops the upkeep, writes what waits, closes store and files."""
         self._upkeep.stop(timeout_seconds=30)
         if self.closed_because is None:
             self._ingest.stop()
+            self.catchup.refresh()  # so that the next start has nothing to load
             self.catchup.close()
             try:
                 self._csvlog.close()
@@ -122,6 +139,13 @@ class Engine:
         """Why samples can't be stored; None when they can."""
         return self.closed_because or self._ingest.trouble
 
+    @property
+    def not_ready_because(self) -> str | None:
+        """Why queries can't be answered; None when they can."""
+        if self.closed_because is None and not self.catchup.complete.is_set():
+            return "the server is loading the CSV files for the first time; samples are stored meanwhile"
+        return self.closed_because
+
     def counts(self) -> Counts:
         """The figures of this run."""
         ingest, (batches, rows) = self._ingest, self._ingest.waiting
@@ -132,6 +156,7 @@ class Engine:
             waiting_batches=batches,
             waiting_rows=rows,
             damaged_lines=self.catchup.damaged_lines,
+            unreadable_files=self.catchup.unreadable_files,
             behind=self.catchup.behind is not None,
         )
 
@@ -145,8 +170,8 @@ class Engine:
     @property
     def reader(self) -> Reader:
         """Who answers. Raises QueryError when the folder is not open."""
-        if self.closed_because is not None:
-            raise QueryError(self.closed_because, status=503)
+        if self.not_ready_because is not None:
+            raise QueryError(self.not_ready_because, status=503)
         return self._reader
 
     def _try_to_open(self) -> None:
@@ -159,16 +184,19 @@ class Engine:
             self.closed_because = str(error)
             self.catchup.close()
             return
-        self.catchup.refresh()
         self._ingest.start()
         self.closed_because = None
+        self._announce_deletions()
         log.info("storage_open folder=%s zone=%s", self._folder.resolve(), self._zone.key)
 
     def _keep_up(self, stopping: threading.Event) -> None:
-        next_housekeeping = time.monotonic()
-        while not stopping.wait(REFRESH_SECONDS if self.closed_because is None else REOPEN_SECONDS):
-            if self.closed_because is not None:
+        next_housekeeping = time.monotonic() + self._housekeeping_seconds
+        pause = 0.0
+        while not stopping.wait(pause):
+            if self.closed_because is not None and pause:
                 self._try_to_open()
+            pause = REFRESH_SECONDS if self.closed_because is None else REOPEN_SECONDS
+            if self.closed_because is not None:
                 continue
             self.catchup.refresh()
             if time.monotonic() >= next_housekeeping:
@@ -176,7 +204,21 @@ class Engine:
                 self.tidy_now()
                 gc.collect()
 
+    def _announce_deletions(self) -> None:
+        """The old program ignored data_retention_days: whoever comes from it shall have time to set it."""
+        today = self._now().astimezone(self._zone).date()
+        doomed = too_old(self._folder, self._prefix, self._policy, today)
+        if doomed:
+            log.warning(
+                "retention will delete files=%d from=%s to=%s in=%gs; to keep them set data_retention_days=0",
+                len(doomed),
+                doomed[0].name,
+                doomed[-1].name,
+                self._housekeeping_seconds,
+            )
+
     def tidy_now(self) -> None:
         """Retention, compression and disk cap, once. Returns when done; no write is under way meanwhile."""
         today = self._now().astimezone(self._zone).date()
-        self._ingest.between_writes(lambda: tidy(self._folder, self._prefix, self._csvlog, self._policy, today))
+        work = partial(tidy, self._folder, self._prefix, self._csvlog, self._policy, today, self.catchup.moving())
+        self._ingest.between_writes(work)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from gpumon.server.days import parse_file_name
+
 log = logging.getLogger(__name__)
 
 _TAIL_BLOCK = 1 << 16
@@ -26,6 +28,19 @@ def heal(path: Path, unacknowledged_from: int | None, quarantine: Path, *, worth
         file.truncate(keep)
     log.warning("csv_healed file=%s cut_bytes=%d kept_in=%s", path.name, len(cut), aside)
     return keep
+
+
+def finish_compressions(folder: Path, prefix: str) -> None:
+    """Ends a compression that a kill interrupted (see `retention`): a compressed file whose plain one is gone is
+    whole and gets its name, any other is thrown away. Raises OSError."""
+    for aside in sorted(folder.iterdir()):
+        target = aside.with_suffix("")
+        if aside.suffix != ".new" or parse_file_name(prefix, target.name) is None:
+            continue
+        if target.with_suffix("").exists() or target.exists():
+            aside.unlink()
+        else:
+            aside.replace(target)
 
 
 def _last_line_end(path: Path, size: int) -> int:

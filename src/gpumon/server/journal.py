@@ -120,10 +120,19 @@ class Journal:
 
     def commit(self, sizes: dict[str, int], batches: list[BatchId], *, sync: bool = True) -> None:
         """Makes a commit durable. Raises OSError; then nothing is remembered and the rows must be cut."""
-        assert self._file is not None
         entry: dict[str, Any] = {"files": sizes, "at": round(time.time())}
         if batches:
             entry["batches"] = [str(batch) for batch in batches]
+        self._append(entry, sync=sync)
+        if self._bytes > self._compact_at:
+            try:
+                self.begin()
+            except OSError as error:
+                log.warning("journal_not_compacted bytes=%d error=%s", self._bytes, error)
+            self._compact_at = max(_COMPACT_AT_BYTES, 2 * self._bytes)
+
+    def _append(self, entry: dict[str, Any], *, sync: bool) -> None:
+        assert self._file is not None
         line = _line(entry)
         try:
             if self._torn:
@@ -140,12 +149,6 @@ class Journal:
             raise
         self._bytes += len(line)
         self._apply(entry)
-        if self._bytes > self._compact_at:
-            try:
-                self.begin()
-            except OSError as error:
-                log.warning("journal_not_compacted bytes=%d error=%s", self._bytes, error)
-            self._compact_at = max(_COMPACT_AT_BYTES, 2 * self._bytes)
 
     def sync(self) -> None:
         """Puts on disk what `commit(sync=False)` left with the operating system."""
@@ -153,16 +156,16 @@ class Journal:
         sync_file(self._file)
 
     def forget(self, name: str) -> None:
-        """A file was deleted or replaced on purpose."""
-        self.sizes.pop(name, None)
+        """A file was deleted or replaced on purpose. Raises OSError."""
+        if name in self.sizes:
+            self._append({"forget": name}, sync=True)
 
     def close(self) -> None:
         """Marks the stop as orderly."""
         if self._file is None:
             return
         try:
-            append_fully(self._file, _line({"clean": True}), at=self._bytes)
-            sync_file(self._file)
+            self._append({"clean": True}, sync=True)
         finally:
             self._file.close()
             self._file = None
@@ -170,6 +173,7 @@ class Journal:
     def _apply(self, entry: dict[str, Any]) -> None:
         self.clean = entry.get("clean", False)
         self.sizes.update(entry.get("files", {}))
+        self.sizes.pop(entry.get("forget", ""), None)
         at = entry.get("at", 0)
         for text in entry.get("batches", ()):
             batch = BatchId.parse(text)

@@ -28,11 +28,18 @@ Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 
 def read_header(path: Path) -> list[str]:
     """The names of a file's columns. A prefix of the catalogue stands for all of it, because newer rows may
-    follow an older header."""
+    follow an older header. An empty name, or one that comes twice, gets a name that means nothing."""
     with open_csv(path) as file:
         line = file.readline().decode("utf-8-sig", errors="replace")
     names = next(csv.reader([line.rstrip("\r\n")]), [])
-    return list(CSV_COLUMNS) if tuple(names) == CSV_COLUMNS[: len(names)] else names
+    if tuple(names) == CSV_COLUMNS[: len(names)]:
+        return list(CSV_COLUMNS)
+    seen: set[str] = set()
+    for place, name in enumerate(names):
+        if not name or name.lower() in seen:
+            names[place] = f"unnamed {place}"
+        seen.add(names[place].lower())
+    return names
 
 
 def open_csv(path: Path) -> BinaryIO:
@@ -75,20 +82,24 @@ def insert_lines(
     return int(counted[0][0])
 
 
-def good_lines(source: BinaryIO, target: BinaryIO) -> list[int]:
-    """Copies the lines that are CSV by themselves; gives the numbers of those that are not, the first is 1."""
-    damaged = []
-    for number, line in enumerate(source, start=1):
+def good_lines(source: BinaryIO, target: BinaryIO) -> tuple[int, int]:
+    """Copies the lines that are CSV by themselves. Gives how many are, and how many are not; empty ones are
+    neither."""
+    good = bad = 0
+    for line in source:
         try:
             text = line.decode().rstrip("\r\n")
-            whole = "\x00" not in text and (not text or bool(next(csv.reader([text], strict=True))))
+            if not text:
+                continue
+            whole = "\x00" not in text and bool(next(csv.reader([text], strict=True)))
         except (UnicodeDecodeError, csv.Error):
             whole = False
         if whole:
             target.write(line.rstrip(b"\r\n") + b"\n")
+            good += 1
         else:
-            damaged.append(number)
-    return damaged
+            bad += 1
+    return good, bad
 
 
 def copy_lines(path: Path, target: Path, start: int, end: int) -> int:

@@ -59,6 +59,7 @@ class _EngineFigures(Collector):
             ("gpumon_server_commits", "Groups written and synced since the start.", counts.groups),
             ("gpumon_server_batches_duplicate", "Batches that had been stored before.", counts.duplicates),
             ("gpumon_server_csv_lines_damaged", "Lines of CSV files left out as damaged.", counts.damaged_lines),
+            ("gpumon_server_csv_files_unreadable", "CSV files left out as unreadable.", counts.unreadable_files),
         ):
             yield CounterMetricFamily(name, help_text, value=value)
         for name, help_text, value in (
@@ -67,5 +68,5 @@ class _EngineFigures(Collector):
             ("gpumon_server_store_behind", "1 while queries lack rows that are on disk.", int(counts.behind)),
         ):
             yield GaugeMetricFamily(name, help_text, value=value)
-        if engine.closed_because is None:
+        if engine.not_ready_because is None:
             yield from families(engine.reader.latest())

@@ -55,7 +55,7 @@ class Filter:
         for condition, value in (
             ("timestamp >= CAST(? AS DATE)", self.start),
             ("timestamp < CAST(? AS DATE) + INTERVAL 1 DAY", self.end),
-            ("gpu_id = ?", self.gpu_id),
+            ("gpu_id = ?", None if self.gpu_id is None else max(-1, min(self.gpu_id, 2**62))),
             ("client_name = ?", self.client_name),
         ):
             if value is not None:

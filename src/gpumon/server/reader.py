@@ -21,6 +21,7 @@ from gpumon.server.queries import Filter
 from gpumon.server.store import Store
 
 REALTIME_MINUTES = 5
+_EARLIEST = date(1970, 1, 1)
 Answer = dict[str, Any]
 
 
@@ -204,9 +205,13 @@ class Reader:
         first = wanted.start or self._store.select(queries.select_first_day())[0][0]
         if first is None or minutes == 0:
             return 0.0
-        end = now if wanted.end is None else local_midnight(wanted.end + timedelta(days=1), self._zone)
+        today = now.astimezone(self._zone).date()
+        end = now
+        if wanted.end is not None and wanted.end < today:
+            end = local_midnight(wanted.end + timedelta(days=1), self._zone)
+        begin = local_midnight(max(first, _EARLIEST), self._zone)
         # A sample may be stamped a little ahead of the server's clock; it still counts once.
-        asked = (min(now, end) - local_midnight(first, self._zone)).total_seconds() / 60
+        asked = (end - begin).total_seconds() / 60
         return round(min(1.0, minutes / max(asked, 1.0)), 4)
 
 

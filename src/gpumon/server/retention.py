@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import logging
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -30,8 +31,11 @@ class Policy:
     compress_after_days: int | None
 
 
-def tidy(folder: Path, prefix: str, csvlog: CsvLog, policy: Policy, today: date) -> None:
-    """Applies the policy once. Trouble with one file is logged, and the others go on."""
+def tidy(
+    folder: Path, prefix: str, csvlog: CsvLog, policy: Policy, today: date, moving: AbstractContextManager[object]
+) -> None:
+    """Applies the policy once. Trouble with one file is logged, and the others go on. While `moving` is entered,
+    nobody looks at the folder."""
     files = _day_files(folder, prefix)
     for day_file, path in files:
         age = (today - day_file.day).days
@@ -43,28 +47,42 @@ def tidy(folder: Path, prefix: str, csvlog: CsvLog, policy: Policy, today: date)
                 and not day_file.compressed
                 and age >= policy.compress_after_days
             ):
-                _compress(csvlog, day_file, path, folder / file_name(prefix, _as_compressed(day_file)))
+                _compress(csvlog, day_file, path, _free_name(folder, prefix, day_file), moving)
         except OSError as error:
             log.warning("housekeeping_failed file=%s error=%s", path.name, error)
     if policy.max_bytes:
         _fit(folder, prefix, csvlog, policy.max_bytes, today)
 
 
+def too_old(folder: Path, prefix: str, policy: Policy, today: date) -> list[Path]:
+    """The files that the next run will delete for their age."""
+    if not policy.keep_days:
+        return []
+    return [
+        path for day_file, path in _day_files(folder, prefix) if (today - day_file.day).days > policy.keep_days
+    ]
+
+
 def _fit(folder: Path, prefix: str, csvlog: CsvLog, max_bytes: int, today: date) -> None:
     """Deletes the oldest days until the folder fits; today's files always stay."""
     files = _day_files(folder, prefix)
-    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    ours = [path for _, path in files] + [path for path in (folder / ".gpumon").rglob("*") if path.is_file()]
+    used = sum(path.stat().st_size for path in ours if path.exists())
     for day_file, path in files:
-        if used <= max_bytes or day_file.day >= today:
+        if used <= max_bytes:
             return
+        if day_file.day >= today:
+            break
         used -= path.stat().st_size
         _delete(csvlog, day_file, path, "more than max_disk_mb")
+    if used > max_bytes:
+        log.warning("disk_cap_not_met used=%d allowed=%d: only today is left; raise max_disk_mb", used, max_bytes)
 
 
 def _day_files(folder: Path, prefix: str) -> list[tuple[DayFile, Path]]:
     """The files of days, oldest first."""
     found = ((parse_file_name(prefix, path.name), path) for path in folder.iterdir())
-    return sorted((day_file, path) for day_file, path in found if day_file is not None)
+    return sorted((day_file, path) for day_file, path in found if day_file is not None and path.is_file())
 
 
 def _delete(csvlog: CsvLog, day_file: DayFile, path: Path, reason: str) -> None:
@@ -74,7 +92,11 @@ def _delete(csvlog: CsvLog, day_file: DayFile, path: Path, reason: str) -> None:
     log.info("day_file_deleted file=%s bytes=%d reason=%r", path.name, size, reason)
 
 
-def _compress(csvlog: CsvLog, day_file: DayFile, path: Path, target: Path) -> None:
+def _compress(
+    csvlog: CsvLog, day_file: DayFile, path: Path, target: Path, moving: AbstractContextManager[object]
+) -> None:
+    """The compressed file is whole and synced before the plain one goes, and gets its name after: at no moment do
+    both count, and a kill in between is finished at the next start (`healing.finish_compressions`)."""
     csvlog.release(day_file)
     aside = target.with_name(target.name + ".new")
     with path.open("rb") as source, aside.open("wb") as raw:
@@ -82,12 +104,20 @@ def _compress(csvlog: CsvLog, day_file: DayFile, path: Path, target: Path) -> No
             shutil.copyfileobj(source, packed, 1 << 20)
         raw.flush()
         sync_file(raw)
-    aside.replace(target)
-    sync_folder(target.parent)
     size = path.stat().st_size
-    path.unlink()
+    with moving:
+        path.unlink()
+        aside.replace(target)
+    sync_folder(target.parent)
     log.info("day_file_compressed file=%s bytes=%d to=%d", path.name, size, target.stat().st_size)
 
 
-def _as_compressed(day_file: DayFile) -> DayFile:
-    return DayFile(day_file.day, day_file.part, compressed=True)
+def _free_name(folder: Path, prefix: str, day_file: DayFile) -> Path:
+    """The name of the file compressed; a further part's where that is taken."""
+    part = day_file.part
+    while True:
+        target = folder / file_name(prefix, DayFile(day_file.day, part, compressed=True))
+        plain = folder / file_name(prefix, DayFile(day_file.day, part))
+        if not target.exists() and (part == day_file.part or not plain.exists()):
+            return target
+        part += 1

@@ -49,12 +49,13 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(min_length=1, description="Folder of the CSV files. One server owns it.")
     ] = "./data"
     csv_filename_prefix: Annotated[
-        str, Meta(pattern=r"^[A-Za-z0-9._-]+$", description="Files are named <prefix>_YYYYMMDD.csv.")
+        str, Meta(pattern=r"^[^/\\:*?\"<>|\x00-\x1f]+$", description="Files are named <prefix>_YYYYMMDD.csv.")
     ] = "gpu_metrics"
     max_file_size_mb: Annotated[
         float,
         Meta(
             gt=0,
+            le=1e6,
             description="With file_split_mode=size: a day's file this large gets a further part.",
             extra={"unit": "MB"},
         ),
@@ -73,18 +74,25 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
+            le=100_000,
             description="With compression: days a file stays plain, because late samples may still come.",
             extra={"unit": "days"},
         ),
     ] = 2
     data_retention_days: Annotated[
         int,
-        Meta(ge=0, description="Delete files of days older than this; 0 keeps all.", extra={"unit": "days"}),
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Delete files of days older than this, and take no samples that old; 0 keeps all.",
+            extra={"unit": "days"},
+        ),
     ] = 30
     max_disk_mb: Annotated[
         float,
         Meta(
             ge=0,
+            le=1e9,
             description="Delete the oldest days while the folder is larger than this; 0 is no limit.",
             extra={"unit": "MB"},
         ),
@@ -105,6 +113,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
+            le=1_000_000,
             description="Rows that start a write at once; fewer wait up to commit_delay_ms for company.",
             extra={"unit": "rows"},
         ),
@@ -122,6 +131,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
+            le=1_000_000,
             description="Batches that may wait for the disk; a further one is answered 429 and comes again later.",
             extra={"unit": "batches"},
         ),
@@ -130,7 +140,9 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(
             ge=1,
-            description="Pause between housekeeping runs: retention, compression, disk cap, memory.",
+            le=86_400,
+            description="Pause before the first and between housekeeping runs: retention, compression, disk "
+            "cap, memory.",
             extra={"unit": "s"},
         ),
     ] = 300.0
@@ -138,6 +150,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(
             ge=0,
+            le=86_400,
             description="0: every answer 200 means that the rows are on the disk. More: the files are synced "
             "this often only, and a power cut (not a crash of the server) loses up to that much.",
             extra={"unit": "s"},
@@ -145,12 +158,22 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
     query_memory_mb: Annotated[
         int,
-        Meta(ge=64, description="Memory that queries may use before they spill to disk.", extra={"unit": "MB"}),
+        Meta(
+            ge=64,
+            le=1_000_000,
+            description="Memory that queries may use before they spill to disk.",
+            extra={"unit": "MB"},
+        ),
     ] = 256
     query_threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one query may use.")] = 2
     query_timeout_seconds: Annotated[
         float,
-        Meta(gt=0, description="A query that takes longer is stopped and answered 503.", extra={"unit": "s"}),
+        Meta(
+            gt=0,
+            le=3600,
+            description="A query that takes longer is stopped and answered 503.",
+            extra={"unit": "s"},
+        ),
     ] = 30.0
 
 
@@ -161,6 +184,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(
             ge=0,
+            le=1e9,
             description="How far ahead of the server's clock a sample may be stamped. A day by default, because "
             "clients of the old program send local time without an offset.",
             extra={"unit": "s"},
@@ -170,17 +194,19 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(
             gt=0,
+            le=100_000,
             description="How old a sample may be, so that an agent can deliver what an outage held back.",
             extra={"unit": "days"},
         ),
     ] = 400.0
     max_range_days: Annotated[
-        int, Meta(ge=1, description="Longest range that one query may ask for.", extra={"unit": "days"})
+        int, Meta(ge=1, le=36_600, description="Longest range that one query may ask for.", extra={"unit": "days"})
     ] = 366
     stale_after_seconds: Annotated[
         float,
         Meta(
             gt=0,
+            le=1e9,
             description="A GPU whose newest sample is older is listed as stale, not active.",
             extra={"unit": "s"},
         ),

@@ -22,24 +22,37 @@ from gpumon.server.queries import CREATE_SAMPLES, LATEST_KEY, SAMPLE_COLUMNS, Qu
 
 log = logging.getLogger(__name__)
 
-_VERSION = f"1 {CREATE_SAMPLES}"
-
 
 class DatabaseError(StorageError):
-    """DuckDB refused a statement. `fatal` when it gave the whole database up."""
+    """DuckDB refused a statement. `fatal` when it gave the whole database up, `about_input` when what it was to
+    read is at fault, not the disk."""
 
     def __init__(self, error: duckdb.Error) -> None:
         super().__init__(str(error))
         self.fatal = isinstance(error, duckdb.FatalException)
+        self.about_input = isinstance(
+            error,
+            duckdb.BinderException
+            | duckdb.ConversionException
+            | duckdb.InvalidInputException
+            | duckdb.ParserException,
+        )
 
 
 class Store:
     """One DuckDB database. `select` from any thread; all else from one at a time."""
 
     def __init__(
-        self, folder: Path, *, memory_mb: int = 256, threads: int = 2, query_timeout_seconds: float = 30.0
+        self,
+        folder: Path,
+        *,
+        zone_key: str = "UTC",
+        memory_mb: int = 256,
+        threads: int = 2,
+        query_timeout_seconds: float = 30.0,
     ) -> None:
-        self._folder = folder
+        # Instants of rows that give only local time hold for one zone.
+        self._version = f"1 {zone_key} {CREATE_SAMPLES}"
         self._state = folder / ".gpumon"
         self._path = self._state / "store.duckdb"
         self._memory_mb = memory_mb
@@ -53,13 +66,13 @@ class Store:
         try:
             self._state.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(cannot_write(self._folder, error)) from error
+            raise StorageError(cannot_write(error)) from error
         try:
             self._database = self._connect()
         except duckdb.IOException as error:
             if "lock" in str(error).lower():
                 raise StorageError(
-                    f"another gpumon server uses {self._folder}; stop it, "
+                    "another gpumon server uses the data folder; stop it, "
                     "or set another [STORAGE] output_directory"
                 ) from error
             self._database = self._remake(error)
@@ -100,6 +113,9 @@ class Store:
                     "ask for a shorter range",
                     status=503,
                 ) from error
+            except duckdb.Error as error:
+                log.warning("query_failed error=%s", error)
+                raise QueryError("the query could not be answered now; try again", status=503) from error
             finally:
                 alarm.cancel()
 
@@ -153,10 +169,10 @@ class Store:
         try:
             database.execute("CREATE TABLE IF NOT EXISTS version (text VARCHAR)")
             found = database.execute("SELECT text FROM version").fetchone()
-            if found is None or found[0] != _VERSION:
+            if found is None or found[0] != self._version:
                 database.execute(f"CREATE OR REPLACE TABLE samples {CREATE_SAMPLES}")
                 database.execute("CREATE OR REPLACE TABLE files (name VARCHAR, size BIGINT, mtime_ns BIGINT)")
-                database.execute("CREATE OR REPLACE TABLE version AS SELECT ? AS text", [_VERSION])
+                database.execute("CREATE OR REPLACE TABLE version AS SELECT ? AS text", [self._version])
         except duckdb.Error:
             database.close()
             raise
@@ -169,4 +185,4 @@ class Store:
                 old.unlink(missing_ok=True)
             return self._connect()
         except (duckdb.Error, OSError) as again:
-            raise StorageError(f"can't make the database {self._path}: {again}") from again
+            raise StorageError(f"can't make the database below .gpumon in the data folder: {again}") from again

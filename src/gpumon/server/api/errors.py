@@ -6,6 +6,7 @@ answer names neither it nor a path of the machine.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -13,8 +14,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from gpumon.errors import QueryError, StorageBusy, StorageError
+
+log = logging.getLogger(__name__)
 
 
 class ErrorAnswer(BaseModel):
@@ -24,6 +28,8 @@ class ErrorAnswer(BaseModel):
     detail: str = Field(examples=["start_date 2026-11-24 is after end_date 2026-11-01; exchange them"])
     error_code: str = Field(examples=["VALIDATION_ERROR"])
     errors: list[dict[str, Any]] | None = Field(None, description="Each fault with its place and a sentence.")
+    received_count: int | None = Field(None, description="Of receive-data: 0.")
+    failed_count: int | None = Field(None, description="Of receive-data: samples refused.")
 
 
 def answer(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -47,6 +53,22 @@ def error_answer(
     return answer(body, status, headers)
 
 
+def _sentence(fault: Any) -> str:
+    """Pydantic's finding in words that say what to send."""
+    match fault["type"]:
+        case "missing":
+            return "is required"
+        case "json_invalid":
+            return "is not valid JSON"
+        case "model_attributes_type" | "dict_type":
+            return "must be a JSON object, sent with Content-Type: application/json"
+        case "date_type":
+            return "is not a date; write YYYY-MM-DD"
+        case _:
+            message = str(fault["msg"]).removeprefix("Value error, ")
+            return message[0].lower() + message[1:]
+
+
 def install(app: FastAPI) -> None:
     """Puts every error of the app into the envelope."""
 
@@ -65,17 +87,24 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         faults = [
-            {"loc": list(fault["loc"]), "msg": fault["msg"], "type": fault["type"]} for fault in error.errors()
+            {"loc": list(fault["loc"]), "msg": _sentence(fault), "type": fault["type"]} for fault in error.errors()
         ]
         first = faults[0] if faults else {"loc": ["body"], "msg": "is not valid"}
-        place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return error_answer(422, f"{place}: {first['msg']}", errors=faults)
+        place = ".".join(part for part in first["loc"] if isinstance(part, str) and part != "body") or "the body"
+        return error_answer(422, f"{place} {first['msg']}", errors=faults)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, _: ClientDisconnect) -> Response:
+        log.debug("client_gone path=%s", request.url.path)
+        return error_answer(400, "the connection ended before the body was whole")
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         detail = str(error.detail)
         if error.status_code == 404:
             detail = f"there is nothing at {request.url.path[:200]}; /docs lists every endpoint"
+        elif detail == "There was an error parsing the body":
+            detail = "the body can't be read; send a JSON object in UTF-8, not compressed"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "another method")
             detail = f"{request.method} is not possible at {request.url.path[:200]}; use {allowed}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from gpumon.model.fields import FIELDS
@@ -17,6 +18,8 @@ from gpumon.server.api.errors import ErrorAnswer, answer, error_answer
 from gpumon.server.api.state import state_of
 
 router = APIRouter(tags=["samples"])
+
+_LARGE_BYTES = 256 * 1024
 
 EXAMPLE = {
     "timestamp": "2026-11-24 17:33:23",
@@ -108,9 +111,12 @@ async def receive(request: Request) -> Response:
         raise HTTPException(400, str(error)) from error
     now = state.now()
     try:
-        accepted = state.engine.acceptor.accept(body, now)
+        if len(body) > _LARGE_BYTES:  # others are not kept waiting by it
+            accepted = await run_in_threadpool(state.engine.acceptor.accept, body, now)
+        else:
+            accepted = state.engine.acceptor.accept(body, now)
     except BadBody as error:
-        return error_answer(422, str(error), errors=[{"loc": ["body"], "msg": str(error)}])
+        return error_answer(error.status, str(error), errors=[{"loc": ["body"], "msg": str(error)}])
     errors = [asdict(fault) for fault in accepted.faults]
     state.metrics.rows_refused.inc(accepted.failed)
     if not accepted.rows:
@@ -126,7 +132,7 @@ async def receive(request: Request) -> Response:
     count = len(accepted.rows)
     done: dict[str, Any] = {
         "success": True,
-        "message": f"{count} samples {'stored' if stored else 'had been stored before'}"
+        "message": f"{count} sample{'' if count == 1 else 's'} {'stored' if stored else 'had been stored before'}"
         + (f", {accepted.failed} refused" if accepted.failed else ""),
         "received_count": count,
         "failed_count": accepted.failed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, datetime
 from typing import Annotated, Any
 
@@ -9,20 +10,30 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gpumon.server.queries import Filter
 
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
 
 def _day(value: Any) -> Any:
     if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
         return value
     try:
-        if not isinstance(value, str) or len(value) != 10:
+        if not isinstance(value, str) or not _DATE.fullmatch(value):
             raise ValueError
         return date.fromisoformat(value)
     except ValueError:
         raise ValueError("is not a date; write YYYY-MM-DD") from None
 
 
+def _name(value: Any) -> Any:
+    """Empty is not given, as the old program had it; half a surrogate pair is no text."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode()
+    return value or None
+
+
 Day = Annotated[date, BeforeValidator(_day)]
-_GPU = Field(None, ge=0, le=2**31, description="Only this index.", examples=[0])
+Name = Annotated[str | None, BeforeValidator(_name)]
+_GPU = Field(None, description="Only this index.", examples=[0])
 _CLIENT = Field(None, description="Only this client (node).", examples=["gpu-node-a"])
 _START = "First day, in the server's zone."
 _END = "Last day, included."
@@ -33,7 +44,7 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     gpu_id: int | None = _GPU
-    client_name: str | None = _CLIENT
+    client_name: Name = _CLIENT
 
 
 class StatisticsWanted(Wanted):
@@ -62,7 +73,7 @@ class ListWanted(BaseModel):
     """Which client's GPUs; nothing given is all of them."""
 
     model_config = ConfigDict(extra="ignore")
-    client_name: str | None = _CLIENT
+    client_name: Name = _CLIENT
 
 
 class Period(BaseModel):
