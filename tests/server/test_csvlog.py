@@ -24,8 +24,9 @@ from gpumon.errors import StorageError
 from gpumon.model.fields import CSV_COLUMNS, FIELDS
 from gpumon.model.sample import BatchId
 from gpumon.server.accept import Acceptor
-from gpumon.server.csvlog import HEADER, CsvLog, DatedRow, render
+from gpumon.server.csvlog import CsvLog, DatedRow, render
 from gpumon.server.journal import Journal
+from gpumon.server.parts import HEADER
 from tests.samples import NOON, full_sample, sample
 
 DAY = date(2026, 11, 24)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from gpumon.errors import StorageBusy, StorageError
-from gpumon.server import csvlog as csvlog_module
+from gpumon.server import parts
 from gpumon.server.csvlog import CsvLog, DatedRow
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
@@ -129,13 +129,13 @@ def test_file_sync_interval_0_syncs_before_the_answer_and_more_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: float, synced_at_once: bool
 ) -> None:
     synced: list[str] = []
-    real = csvlog_module.sync_file
+    real = parts.sync_file
 
     def counted(file: Any) -> None:
         synced.append(file.name)
         real(file)
 
-    monkeypatch.setattr(csvlog_module, "sync_file", counted)
+    monkeypatch.setattr(parts, "sync_file", counted)
     with ingest_on(tmp_path, sync_interval_seconds=interval) as ingest:
         assert asyncio.run(ingest.submit(rows(), None))
         assert bool(synced) is synced_at_once
@@ -144,7 +144,7 @@ def test_file_sync_interval_0_syncs_before_the_answer_and_more_does_not(
 
 def test_with_an_interval_the_files_are_synced_by_and_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = threading.Event()
-    monkeypatch.setattr(csvlog_module, "sync_file", lambda _: synced.set())
+    monkeypatch.setattr(parts, "sync_file", lambda _: synced.set())
     with ingest_on(tmp_path, sync_interval_seconds=0.05) as ingest:
         assert asyncio.run(ingest.submit(rows(), None))
         assert synced.wait(20)
@@ -171,7 +171,7 @@ def test_a_group_that_fails_is_refused_whole_and_said_and_the_next_one_heals(
 
     with ingest_on(tmp_path) as ingest:
         with monkeypatch.context() as patch:
-            patch.setattr(csvlog_module, "sync_file", broken)
+            patch.setattr(parts, "sync_file", broken)
             assert [type(result) for result in asyncio.run(both(ingest))] == [StorageError, StorageError]
             assert ingest.trouble is not None and "Input/output error" in ingest.trouble
         assert asyncio.run(both(ingest)) == [True, True]

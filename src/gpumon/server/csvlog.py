@@ -14,38 +14,27 @@ import contextlib
 import csv
 import io
 import logging
-import os
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from gpumon.errors import StorageError
-from gpumon.model.fields import CSV_COLUMNS
 from gpumon.model.sample import BatchId
 from gpumon.server.accept import Row
 from gpumon.server.days import DayFile, file_name, parse_file_name
-from gpumon.server.disk import append_fully, cannot_write, sync_file, sync_folder
+from gpumon.server.disk import append_fully, cannot_write
 from gpumon.server.healing import finish_compressions, heal
 from gpumon.server.journal import Journal
+from gpumon.server.parts import HEADER, OpenParts, is_ours
 
 log = logging.getLogger(__name__)
 
-HEADER = (",".join(CSV_COLUMNS) + "\n").encode()
-_OPEN_FILES = 8
 _PROBE_BYTES = 256 * 1024
 """More than a usual commit, so that a disk that takes the trial takes the next commit."""
 
 DatedRow = tuple[date, int, Row]
 SplitMode = Literal["daily", "size", "hourly"]
-
-
-@dataclass(slots=True)
-class _Part:
-    file: BinaryIO
-    size: int
 
 
 class CsvLog:
@@ -67,11 +56,8 @@ class CsvLog:
         self._split = split
         self._max_file_bytes = max_file_bytes
         self._sync_each_commit = sync_each_commit
-        self._parts: dict[DayFile, _Part] = {}
+        self._parts = OpenParts(folder, prefix, journal)
         self._current: dict[tuple[date, int], DayFile] = {}
-        self._unsynced: set[DayFile] = set()
-        self._torn: dict[DayFile, int] = {}
-        self._replaced: deque[str] = deque()
 
     def open(self) -> None:
         """Heals what a crash left: bytes that no acknowledged batch owns and torn last lines are moved to
@@ -103,37 +89,30 @@ class CsvLog:
                 by_file.setdefault(self._file_for(day, hour), []).append(row)
             rendered = {day_file: render(of_file) for day_file, of_file in by_file.items()}
             for day_file, data in rendered.items():
-                part = self._part(day_file)
+                part = self._parts.get(day_file)
                 touched[day_file] = part.size
                 append_fully(part.file, data, at=part.size)
                 part.size += len(data)
+                part.unsynced = True
                 if self._sync_each_commit:
-                    sync_file(part.file)
-                else:
-                    self._unsynced.add(day_file)
+                    part.sync()
             self._journal.commit(
-                {self._name(day_file): self._parts[day_file].size for day_file in touched},
+                {self._name(day_file): self._parts.get(day_file).size for day_file in touched},
                 batches,
                 sync=self._sync_each_commit,
             )
         except OSError as error:
-            self._undo(touched)
+            self._parts.undo(touched)
             raise StorageError(cannot_write(error)) from error
         except BaseException:
-            self._undo(touched)
+            self._parts.undo(touched)
             raise
-        for day_file in list(self._parts)[:-_OPEN_FILES]:
-            self._close_part(day_file)
+        self._parts.close_idle()
 
     def sync(self) -> None:
         """Puts on disk what earlier appends left with the operating system (file_sync_interval > 0)."""
-        if not self._unsynced:
-            return
-        for day_file in self._unsynced:
-            if day_file in self._parts:
-                sync_file(self._parts[day_file].file)
-        self._unsynced.clear()
-        self._journal.sync()
+        if self._parts.sync():
+            self._journal.sync()
 
     def probe(self) -> None:
         """Raises StorageError when the folder takes no writes now."""
@@ -152,23 +131,18 @@ class CsvLog:
 
     def take_replaced(self) -> set[str]:
         """The names, since the last call, of files that were deleted under gpumon and begun anew."""
-        taken = set()
-        while self._replaced:
-            taken.add(self._replaced.popleft())
-        return taken
+        return self._parts.take_replaced()
 
     def release(self, day_file: DayFile) -> None:
         """Lets go of a file that is to be deleted or compressed; later rows of its day get a new part."""
-        self._close_part(day_file)
-        self._torn.pop(day_file, None)
+        self._parts.release(day_file)
         self._current = {slot: of for slot, of in self._current.items() if of != day_file}
         self._journal.forget(self._name(day_file))
 
     def close(self) -> None:
         """Syncs, closes, and marks the stop as orderly."""
         self.sync()
-        for day_file in list(self._parts):
-            self._close_part(day_file)
+        self._parts.close()
         self._journal.close()
 
     def _file_for(self, day: date, hour: int) -> DayFile:
@@ -176,7 +150,7 @@ class CsvLog:
         current = self._current.get(slot)
         if current is None:
             current = self._current[slot] = self._usable(DayFile(day, slot[1]))
-        elif self._split == "size" and self._size(current) >= self._max_file_bytes:
+        elif self._split == "size" and self._parts.size(current) >= self._max_file_bytes:
             current = self._current[slot] = self._usable(DayFile(day, current.part + 1))
         return current
 
@@ -196,81 +170,19 @@ class CsvLog:
             return True
         if self._split == "size" and path.stat().st_size >= self._max_file_bytes:
             return False
-        return path.is_file() and (path.stat().st_size == 0 or _is_ours(path))
-
-    def _part(self, day_file: DayFile) -> _Part:
-        part = self._parts.pop(day_file, None)
-        if part is not None:
-            now = os.fstat(part.file.fileno())
-            if now.st_nlink == 0:  # somebody deleted it: what is written here would be seen by nobody
-                part.file.close()
-                self._journal.forget(self._name(day_file))
-                self._replaced.append(self._name(day_file))
-                part = None
-            else:
-                part.size = now.st_size  # somebody may have appended: their bytes are no tail of ours to cut
-        if part is None:
-            name = self._name(day_file)
-            path = self._folder / name
-            size = path.stat().st_size if path.exists() else 0
-            size = min(size, self._torn.get(day_file, size))
-            if name not in self._journal.sizes:
-                # Before the first byte: from here on a crash, and the store, can tell what is committed.
-                self._journal.commit({name: size}, [])
-            file = path.open("ab", buffering=0)
-            if day_file in self._torn:
-                file.truncate(size)
-                del self._torn[day_file]
-            if size == 0:
-                append_fully(file, HEADER, at=0)
-                sync_folder(self._folder)
-                size = len(HEADER)
-            part = _Part(file, size)
-        self._parts[day_file] = part  # moved to the end: the least recently used are closed first
-        return part
-
-    def _size(self, day_file: DayFile) -> int:
-        return self._parts[day_file].size if day_file in self._parts else self.committed(self._name(day_file)) or 0
-
-    def _close_part(self, day_file: DayFile) -> None:
-        part = self._parts.pop(day_file, None)
-        if part is not None:
-            if day_file in self._unsynced:
-                try:
-                    sync_file(part.file)
-                except OSError as error:  # its rows are acknowledged by file_sync_interval's terms
-                    log.error("csv_sync_failed file=%s error=%s", self._name(day_file), error)
-                self._unsynced.discard(day_file)
-            part.file.close()
-
-    def _undo(self, touched: dict[DayFile, int]) -> None:
-        for day_file, size in touched.items():
-            part = self._parts[day_file]
-            part.size = size
-            try:
-                part.file.truncate(size)
-            except OSError as error:
-                log.warning("csv_cut_back_later file=%s size=%d error=%s", self._name(day_file), size, error)
-                self._torn[day_file] = size
-                self._parts.pop(day_file).file.close()
+        return path.is_file() and (path.stat().st_size == 0 or is_ours(path))
 
     def _name(self, day_file: DayFile) -> str:
         return file_name(self._prefix, day_file)
 
     def _heal(self, path: Path) -> None:
         committed = self._journal.sizes.get(path.name)
-        if committed is None and not _is_ours(path):
+        if committed is None and not is_ours(path):
             return
         unacknowledged_from = committed if not self._journal.clean else None
         kept = heal(path, unacknowledged_from, self._folder / ".gpumon" / "quarantine", worthless=HEADER)
         if committed is not None:
             self._journal.sizes[path.name] = kept
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether gpumon wrote the file: by its header. Others are never touched."""
-    with path.open("rb") as file:
-        return file.read(len(HEADER)) == HEADER
 
 
 def render(rows: list[Row]) -> bytes:
