@@ -179,6 +179,13 @@ def test_a_wrong_value_names_the_key_the_value_where_it_was_set_and_what_is_allo
         assert word in str(error.value)
 
 
+def test_a_password_in_a_wrong_address_is_not_repeated() -> None:
+    with pytest.raises(SettingsError) as error:
+        ini.load(AgentSettings, None, {f"{AGENT}SERVER__SERVER_HOST": "user:secret@host"}, AGENT)
+    assert "secret" not in str(error.value)
+    assert "server_host" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

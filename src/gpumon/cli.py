@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,14 +66,20 @@ def agent(config: Path | None, fake_nvml: str | None) -> None:
     settings, notes = _settings(
         AgentSettings, config, Path("config/client_config.ini"), ENVIRONMENT_PREFIX, environ
     )
-    stop = threading.Event()
+    asked = _StopAsked()
     with _logging(settings.logging, settings.logging.log_level, notes):
-        _on_signal(stop.set)
-        run(settings, stop)
+        _on_signal(asked.ask)
+        run(settings, asked.is_asked)
 
 
 @cli.command()
-@click.option("--port", default=5000, show_default=True, help="Port of the server; the next free one if taken.")
+@click.option(
+    "--port",
+    default=5000,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the server; the next free one if taken.",
+)
 @click.option(
     "--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Data folder."
 )
@@ -83,9 +88,9 @@ def demo(port: int, data: Path, nodes: int) -> None:
     """Run a server and simulated GPU nodes on this machine until Ctrl+C."""
     from gpumon.demo import run_demo  # noqa: PLC0415
 
-    stop = threading.Event()
-    _on_signal(stop.set)
-    sys.exit(run_demo(port=port, data=data, nodes=nodes, stop=stop, say=click.echo))
+    asked = _StopAsked()
+    _on_signal(asked.ask)
+    sys.exit(run_demo(port=port, data=data, nodes=nodes, stop_asked=asked.is_asked, say=click.echo))
 
 
 @cli.command()
@@ -154,8 +159,26 @@ def _logging(wanted: logs.LoggingSettings, level: str, notes: list[str]) -> Iter
         handlers.close()
 
 
+class _StopAsked:
+    """A plain flag that the main thread polls: an Event's lock may not be taken in a signal handler, and on
+    Windows a main thread that waits for a lock hears no signal."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self) -> None:
+        """Takes note."""
+        self._asked = True
+
+    def is_asked(self) -> bool:
+        """Whether anybody has asked."""
+        return self._asked
+
+
 def _on_signal(stop: Callable[[], None]) -> None:
-    """Ctrl+C, SIGTERM and, on Windows, Ctrl+Break end the program in order."""
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: stop())
+    """Ctrl+C, SIGTERM, a closed terminal and, on Windows, Ctrl+Break end the program in order. `stop` runs in the
+    signal handler, so it may only set a flag."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, lambda *_: stop())

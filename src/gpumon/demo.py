@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +21,7 @@ from pathlib import Path
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
+LOOK_SECONDS = 0.25
 INTERVAL_SECONDS = 2.0
 NODES = "abcdefghijklmnopqrst"
 
@@ -44,21 +44,24 @@ Ctrl+C stops all.
 """
 
 
-def run_demo(*, port: int, data: Path, nodes: int, stop: threading.Event, say: Callable[[str], None]) -> int:
-    """Runs until `stop` is set. Gives the exit code: 1 when a part ended by itself."""
+def run_demo(
+    *, port: int, data: Path, nodes: int, stop_asked: Callable[[], bool], say: Callable[[str], None]
+) -> int:
+    """Runs until a stop is asked for. Gives the exit code: 1 when a part ended by itself."""
     port = _free_port(port)
     url = f"http://127.0.0.1:{port}"
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         processes["server"] = _start("server", _server_environment(port, data))
-        if not _answers(url, processes["server"], stop):
+        if not _answers(url, processes["server"], stop_asked):
             say("the server did not start; its log is logs/server.log")
             return 1
         for letter in NODES[:nodes]:
             node = f"gpu-node-{letter}"
             processes[node] = _start("agent", _agent_environment(port, node, data))
         say(_WELCOME.format(nodes=nodes, interval=INTERVAL_SECONDS, url=url, data=data.resolve()))
-        while not stop.wait(0.5):
+        while not stop_asked():
+            time.sleep(LOOK_SECONDS)
             for name, process in processes.items():
                 if process.poll() is not None:
                     say(f"{name} ended by itself with exit code {process.returncode}; see logs/")
@@ -136,12 +139,12 @@ def _free_port(wanted: int) -> int:
     return wanted
 
 
-def _answers(url: str, server: subprocess.Popen[bytes], stop: threading.Event) -> bool:
+def _answers(url: str, server: subprocess.Popen[bytes], stop_asked: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None and not stop.is_set():
+    while time.monotonic() < deadline and server.poll() is None and not stop_asked():
         try:
             with urllib.request.urlopen(f"{url}/ready", timeout=2):  # noqa: S310 - loopback
                 return True
         except (urllib.error.URLError, OSError):
-            stop.wait(0.2)
+            time.sleep(LOOK_SECONDS)
     return False

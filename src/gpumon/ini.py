@@ -12,6 +12,7 @@ stands in the environment (there it can only be a misspelling).
 from __future__ import annotations
 
 import configparser
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ def _parse(key: Key, text: str) -> Any:
     return text
 
 
+def _shown(value: Any) -> Any:
+    """A value for a message: what may be a password before an @ is not repeated."""
+    return re.sub(r"[^\s/]+@", "***@", value) if isinstance(value, str) else value
+
+
 def _convert(settings: type[S], values: dict[str, Any], where: Mapping[tuple[str, str], str]) -> S:
     try:
         return msgspec.convert(values, settings, strict=False)
@@ -139,6 +145,6 @@ def _convert(settings: type[S], values: dict[str, Any], where: Mapping[tuple[str
         path, fault = explain(error, lambda path: get_args(known[path].type))
         key = known[path]
         raise SettingsError(
-            f"[{key.section.upper()}] {key.name} = {values[key.section][key.name]!r} (from "
+            f"[{key.section.upper()}] {key.name} = {_shown(values[key.section][key.name])!r} (from "
             f"{where[key.section, key.name]}) {fault}. Meaning of the key: {key.help}"
         ) from error
