@@ -37,11 +37,6 @@ class Task:
             self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
     def _run(self) -> None:
         while not self.stopping.is_set():
             try:

@@ -89,9 +89,13 @@ class FakeLibrary:
     def __init__(self, *gpus: Gpu, times: Times | None = None) -> None:
         self.gpus: Sequence[Gpu] = gpus
         self.answers: dict[int, Reading | Exception | Hang] = {}
+        self.left_out: Sequence[int] = ()
+        self.opening: Hang | None = None
         self.open_error: NvmlUnavailable | None = None
         self.found: bool | NvmlUnavailable = True
         self.is_open = False
+        self.closed = 0
+        self.opened = threading.Semaphore(0)
         self.opened_at: list[float] = []
         self.looked_at: list[float] = []
         self.looked = threading.Semaphore(0)
@@ -103,10 +107,15 @@ class FakeLibrary:
         self.opened_at.append(self._times.seconds)
         if self.open_error is not None:
             raise self.open_error
+        if self.opening is not None:
+            self.opening.entered.set()
+            assert self.opening.released.wait(PATIENCE_SECONDS)
         self.is_open = True
+        self.opened.release()
         return self.gpus
 
     def close(self) -> None:
+        self.closed += 1
         self.is_open = False
 
     def read(self, gpu: Gpu) -> Reading:

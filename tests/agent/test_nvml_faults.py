@@ -11,7 +11,7 @@ import pytest
 
 from gpumon.agent.ports import Gpu
 from gpumon.errors import GpuLost, NvmlUnavailable
-from tests.agent.nvmlnode import EIGHT_BUSY_H100, FIELDS_OF, GPM, MEMORY, NVLINK, PCIE, simulated
+from tests.agent.nvmlnode import EIGHT_BUSY_H100, FIELDS_OF, GPM, MEMORY, NVLINK, PCIE, answering, simulated
 
 
 @pytest.fixture
@@ -137,7 +137,34 @@ def test_a_gpu_without_a_handle_is_left_out_when_the_library_is_opened(
 ) -> None:
     node = nodes("model = 'l4'\n[[node.gpus]]\nmodel = 't4'\nlost = true").open()
     assert [gpu.name for gpu in node.gpus] == ["NVIDIA L4"]
+    assert node.nvml.left_out == [1]
     assert "gpu_left_out index=1" in caplog.text
+
+
+def test_a_gpu_that_can_not_tell_its_uuid_now_is_left_out_until_it_can(nodes: Any) -> None:
+    node = nodes("model = 'l4'\ncount = 2")
+    node.fake.fail("nvmlDeviceGetUUID", "Unknown", gpu=1)
+    node.open()
+    assert ([gpu.index for gpu in node.gpus], node.nvml.left_out) == ([0], [1])
+    node.fake.clear_faults()
+    node.open()
+    assert ([gpu.index for gpu in node.gpus], node.nvml.left_out) == ([0, 1], [])
+    assert all(gpu.uuid.startswith("GPU-") for gpu in node.gpus)
+
+
+def test_a_library_without_uuids_has_its_gpus_by_index(nodes: Any) -> None:
+    node = nodes("model = 'l4'\ncount = 2", "missing_calls = ['nvmlDeviceGetUUID']").open()
+    assert [gpu.uuid for gpu in node.gpus] == ["no-uuid-0", "no-uuid-1"]
+    assert node.nvml.find_again(node.gpus[1])
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlSystemGetDriverVersion"])
+def test_a_library_that_goes_while_a_gpu_is_identified_is_unavailable(nodes: Any, call: str) -> None:
+    node = nodes("model = 'l4'")
+    node.fake.fail(call, "DriverNotLoaded")
+    with pytest.raises(NvmlUnavailable, match="Driver Not Loaded"):
+        node.open()
+    assert node.fake.state.references == 0
 
 
 def test_a_gpu_that_was_not_there_at_opening_is_lost(nodes: Any) -> None:
@@ -194,6 +221,46 @@ def test_opening_twice_holds_the_library_once(nodes: Any) -> None:
     node = nodes("model = 'l4'").open().open()
     assert node.fake.state.references == 1
     assert node.read()
+
+
+def test_opening_anew_does_not_disturb_the_gpus_that_answer(nodes: Any) -> None:
+    node = nodes("model = 'h100-sxm'\ncount = 2").open()
+    node.read()
+    node.open()
+    assert set(node.read()) >= GPM  # the mean since the sample before
+    assert node.fake.calls["nvmlGpmSampleAlloc"] == 2
+
+
+def test_opening_anew_brings_back_a_gpu_that_was_lost_at_the_first_time(nodes: Any) -> None:
+    node = nodes("model = 'l4'\n[[node.gpus]]\nmodel = 't4'\nlost = { from = 0, to = 5 }").open()
+    assert node.nvml.left_out == [1]
+    node.times.seconds = 6
+    node.open()
+    assert "power_draw" in node.read(1)
+
+
+def test_opening_anew_that_fails_leaves_the_gpus_as_they_were(nodes: Any) -> None:
+    node = nodes("model = 'l4'").open()
+    node.fake.fail("nvmlDeviceGetCount_v2", "Unknown")
+    with pytest.raises(NvmlUnavailable):
+        node.nvml.open()
+    assert node.fake.state.references == 1
+    assert "power_draw" in node.read()
+
+
+def test_a_handle_that_was_looked_for_across_a_close_does_not_come_into_the_new_table(nodes: Any) -> None:
+    node = nodes("model = 'l4'").open()
+    reopened = []
+
+    def reopen(*args: Any) -> None:
+        if not reopened:
+            reopened.append(True)
+            node.nvml.close()
+            node.open()
+
+    answering(node, "nvmlDeviceGetPerformanceState", reopen)
+    assert not node.nvml.find_again(node.gpus[0])
+    assert "power_draw" in node.read()
 
 
 def test_a_closed_library_is_unavailable(nodes: Any) -> None:

@@ -252,7 +252,7 @@ def test_simulated_gpus_go_the_whole_way_and_are_warned_about(
     )
     stop = threading.Event()
     environ = {"NODE_NAME": "worker-1", "GPUMON_FAKE_NVML": str(scenario)}
-    runner = threading.Thread(target=run, args=(wanted, stop, environ))
+    runner = threading.Thread(target=run, args=(wanted, stop.is_set, environ))
     with caplog.at_level(logging.INFO):
         runner.start()
         wait_for_posts(receiver, 2)
@@ -270,4 +270,42 @@ def test_simulated_gpus_go_the_whole_way_and_are_warned_about(
 def test_a_scenario_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
     wanted = settings(1, tmp_path, monitoring=Monitoring(fake_nvml=str(tmp_path / "none.toml")))
     with pytest.raises(SettingsError):
-        run(wanted, threading.Event(), {})
+        run(wanted, lambda: True, {})
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://",
+        "https:///",
+        "http://h/prefix",
+        "http://h?x",
+        "http://h?",
+        "https://h#y",
+        "http://h:8080",
+        "http://user:cret@h/prefix",
+        "http://user:cret@",
+        "http://::1",
+        "http://h h",
+    ],
+)
+def test_a_server_host_with_more_than_scheme_and_host_is_a_wrong_setting(host: str, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(SettingsError, match=r"scheme and host only.*server_port.*api_endpoint") as raised:
+        run(settings(5000, tmp_path, server=Server(server_host=host)), stop.is_set, {})
+
+    assert "cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["http://user:cret@127.0.0.1", "http://127.0.0.1/", "http://localhost"])
+def test_a_server_host_may_have_a_password_or_a_slash_at_its_end(
+    host: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    server = Server(server_host=host, server_port=receiver.port)
+    agent = Agent(settings(receiver.port, tmp_path, server=server), FakeLibrary(gpu(0)), NAMES)
+    agent.start()
+    wait_for_posts(receiver, 1)
+    agent.stop()
+
+    assert receiver.posts[0].path == "/api/receive-data"

@@ -95,9 +95,24 @@ def test_missed_ticks_are_skipped_and_counted_and_the_schedule_is_kept() -> None
     bench.emit = delay
     bench.sampler.run(Until(times, 5.5))
 
-    assert [text[17:23] for text in bench.of(0, "sampled_at")] == ["00.000", "03.250", "04.000", "05.000"]
-    assert bench.of(0, "interval_seconds") == [1.0, 3.25, 0.75, 1.0]
-    assert bench.counts.skipped_ticks == 2
+    assert [text[17:23] for text in bench.of(0, "sampled_at")] == ["00.000", "04.000", "05.000"]
+    assert bench.of(0, "interval_seconds") == [1.0, 4.0, 1.0]
+    assert bench.counts.skipped_ticks == 3
+
+
+def test_a_tick_that_is_late_by_a_moment_is_skipped_too() -> None:
+    times = Times()
+    bench = Bench(FakeLibrary(gpu(), times=times), times)
+    delays = iter([0.0, 1.002])
+
+    def delay(sample: Reading) -> None:
+        times.seconds += next(delays, 0.0)
+
+    bench.emit = delay
+    bench.sampler.run(Until(times, 4.5))
+
+    assert [text[17:23] for text in bench.of(0, "sampled_at")] == ["00.000", "01.000", "03.000", "04.000"]
+    assert bench.counts.skipped_ticks == 1
 
 
 def test_a_lost_gpu_is_lost_and_the_others_go_on_until_it_is_found_again() -> None:
@@ -196,6 +211,168 @@ def test_a_gpu_that_nvml_lists_no_more_stays_lost() -> None:
     assert bench.of(1)[-3:] == ["ok"] * 3
 
 
+def test_a_gpu_in_whose_place_another_one_is_now_goes() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0, uuid="no-uuid-0"), gpu(1), times=times)
+    library.found = False
+    bench = Bench(library, times)
+
+    def driver_reloads() -> None:
+        library.gpus = [gpu(0), gpu(1)]
+        library.answers[1] = NvmlUnavailable("driver reloads")
+
+    states = []
+    bench.sampler.run(
+        Until(
+            times,
+            13.5,
+            {
+                1.5: driver_reloads,
+                5.0: library.answers.clear,
+                13.2: lambda: states.append(bench.counts.gpus_by_state),
+            },
+        )
+    )
+
+    assert bench.of(0, "gpu_uuid")[-2:] == ["GPU-0"] * 2
+    assert states == [{"ok": 2}]
+
+
+def test_a_gpu_that_is_lost_at_its_neighbours_renumbering_stays_to_be_seen() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), gpu(1), times=times)
+    library.found = False
+    bench = Bench(library, times)
+
+    def driver_reloads() -> None:
+        library.gpus = [gpu(0, uuid="GPU-1")]
+        library.answers[0] = NvmlUnavailable("driver reloads")
+
+    states = []
+    plan = {
+        1.5: driver_reloads,
+        5.0: library.answers.clear,
+        13.2: lambda: states.append(bench.counts.gpus_by_state),
+    }
+    bench.sampler.run(Until(times, 13.5, plan))
+
+    assert states == [{"ok": 1, "lost": 1}]
+
+
+def test_a_gpu_that_was_left_out_at_opening_is_lost_and_comes_when_nvml_is_opened_anew() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), times=times)
+    library.left_out = [1]
+    bench = Bench(library, times)
+
+    def comes_back() -> None:
+        library.gpus, library.left_out = [gpu(0), gpu(1)], []
+
+    states = []
+    plan = {
+        1.5: lambda: states.append(bench.counts.gpus_by_state),
+        2.5: comes_back,
+        302.5: lambda: states.append(bench.counts.gpus_by_state),
+    }
+    bench.sampler.run(Until(times, 650.0, plan))
+
+    assert states == [{"ok": 1, "lost": 1}, {"ok": 2}]
+    assert library.opened_at == [0.0, 300.0]
+    assert bench.of(0, "interval_seconds") == [1.0] * 650
+
+
+def test_a_lost_gpu_that_is_left_out_when_nvml_is_opened_anew_is_counted_once() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), gpu(1), times=times)
+    library.answers[1] = GpuLost("fell off the bus")
+    library.found = False
+    bench = Bench(library, times)
+
+    def can_not_be_addressed() -> None:
+        library.gpus, library.left_out = [gpu(0)], [1]
+
+    states = []
+    plan = {1.5: can_not_be_addressed, 320.0: lambda: states.append(bench.counts.gpus_by_state)}
+    bench.sampler.run(Until(times, 321.0, plan))
+
+    assert len(library.opened_at) == 2
+    assert states == [{"ok": 1, "lost": 1}]
+
+
+def test_where_every_gpu_was_left_out_nvml_is_opened_anew_every_retry_interval() -> None:
+    times = Times()
+    library = FakeLibrary(times=times)
+    library.left_out = [0, 1]
+    bench = Bench(library, times)
+    seen = []
+
+    bench.sampler.run(Until(times, 25.0, {5.5: lambda: seen.append(bench.counts.nvml_trouble)}))
+
+    assert library.opened_at == [0.0, 10.0, 20.0]
+    assert "no GPU answers" in str(seen[0])
+
+
+def test_opening_nvml_anew_for_a_lost_gpu_does_not_close_it_under_the_others() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), gpu(1), times=times)
+    library.answers[0] = GpuLost("fell off the bus")
+    library.found = False
+    bench = Bench(library, times)
+    closed = []
+    plan = {
+        299.5: lambda: setattr(library, "open_error", NvmlUnavailable("not now")),
+        350.0: lambda: closed.append(library.closed),
+    }
+
+    bench.sampler.run(Until(times, 350.5, plan))
+
+    assert len(library.opened_at) == 2
+    assert closed == [0]
+    assert bench.of(1, "interval_seconds") == [1.0] * 351
+    assert bench.counts.nvml_trouble is None
+
+
+def test_where_no_gpu_works_nvml_is_closed_before_it_is_opened_anew() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), times=times)
+    library.answers[0] = GpuLost("fell off the bus")
+    bench = Bench(library, times, nvml_retry_seconds=1000.0)  # it is not looked for before
+    closed = []
+    stop = Until(times)
+
+    def watch(sample: Reading) -> None:
+        if len(library.opened_at) == 2:
+            closed.append(library.closed)
+            stop.set()
+
+    bench.emit = watch
+    bench.sampler.run(stop)
+
+    assert closed == [1]
+
+
+def test_where_no_gpu_answers_that_is_trouble_until_one_does(caplog: pytest.LogCaptureFixture) -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), gpu(1), times=times)
+    library.answers = {0: GpuLost("fell off the bus"), 1: TypeError("not a number")}
+    bench = Bench(library, times)
+    seen = []
+
+    def one_answers() -> None:
+        seen.append(bench.counts.nvml_trouble)
+        del library.answers[1]
+
+    with caplog.at_level(logging.INFO):
+        bench.sampler.run(Until(times, 4.5, {2.5: one_answers}))
+
+    assert "no GPU answers" in str(seen[0])
+    assert bench.counts.nvml_trouble is None
+    assert [record.getMessage().split()[:2] for record in caplog.records if " nvml " in record.getMessage()] == [
+        ["trouble", "nvml"],
+        ["recovered", "nvml"],
+    ]
+
+
 def test_without_nvml_there_are_no_samples_and_it_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     times = Times()
     library = FakeLibrary(gpu(), times=times)
@@ -267,7 +444,7 @@ def test_a_bug_in_reading_makes_the_gpu_unknown_and_nothing_else() -> None:
 class Live:
     """A sampler on the real clock in a thread of its own; what it emits comes through a queue."""
 
-    def __init__(self, library: FakeLibrary, *, interval: float, call_timeout: float) -> None:
+    def __init__(self, library: FakeLibrary, *, interval: float, call_timeout: float, retry: float = 10.0) -> None:
         self.emitted: queue.Queue[Reading] = queue.Queue()
         self.counts = SamplerCounts()
         self.stop = threading.Event()
@@ -278,7 +455,7 @@ class Live:
             labels={"client_name": "node-1"},
             interval_seconds=interval,
             call_timeout_seconds=call_timeout,
-            nvml_retry_seconds=10.0,
+            nvml_retry_seconds=retry,
         )
         self.thread = threading.Thread(target=sampler.run, args=(self.stop,))
 
@@ -339,6 +516,81 @@ def test_a_call_timeout_above_the_interval_does_not_make_ticks_late() -> None:
         live.take_until(lambda sample: sample["gpu_id"] == 0 and sample["state"] == "unknown")
         live.take_until(lambda sample: library.reads.count(1) >= 3)
         hang.released.set()
+
+
+def test_while_every_gpu_hangs_the_agent_is_not_ready() -> None:
+    library = FakeLibrary(gpu(0))
+    hang = library.answers[0] = Hang({})
+    with Live(library, interval=0.2, call_timeout=600.0) as live:
+        ticks = iter(range(3))
+        live.take_until(lambda sample: next(ticks) == 2)
+        trouble = live.counts.nvml_trouble
+        hang.released.set()
+    assert trouble is not None
+    assert "no GPU answers" in trouble
+
+
+def test_nvml_that_goes_while_a_call_hangs_is_not_closed_under_it_but_opened_once_more() -> None:
+    library = FakeLibrary(gpu(0), gpu(1))
+    hang = library.answers[0] = Hang({})
+    with Live(library, interval=0.2, call_timeout=0.1, retry=0.3) as live:
+        live.take_until(lambda sample: sample["gpu_id"] == 0 and sample["state"] == "unknown")
+        library.answers[1] = NvmlUnavailable("driver not loaded")
+        for _ in range(2):
+            assert library.opened.acquire(timeout=PATIENCE_SECONDS)
+        assert library.closed == 0
+        library.answers.clear()
+        live.take_until(lambda sample: sample["gpu_id"] == 1)
+        hang.released.set()
+        live.take_until(lambda sample: sample["gpu_id"] == 0 and sample["state"] == "ok")
+
+
+def test_nvml_that_hangs_when_it_is_opened_leaves_the_loop_turning_and_is_waited_for() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), times=times)
+    hang = library.opening = Hang({})
+    bench = Bench(library, times, call_timeout_seconds=0.05)
+    seen = []
+
+    def returns() -> None:
+        seen.append((bench.counts.nvml_trouble, bench.counts.turned_at))
+        hang.released.set()
+
+    stop = Until(times, plan={25.0: returns})
+    bench.emit = lambda sample: stop.set()
+    bench.sampler.run(stop)
+
+    assert seen == [("opening NVML has not returned within 0.05 s", 20.0)]
+    assert len(library.opened_at) == 1
+    assert bench.of(0) == ["ok"]
+
+
+def test_a_stop_does_not_wait_for_nvml_that_hangs_when_it_is_opened() -> None:
+    library = FakeLibrary(gpu(0))
+    hang = library.opening = Hang({})
+    with Live(library, interval=0.2, call_timeout=600.0):
+        assert hang.entered.wait(PATIENCE_SECONDS)
+    assert library.closed == 0
+    hang.released.set()
+
+
+def test_opening_nvml_anew_that_hangs_does_not_keep_the_gpus_that_work_waiting() -> None:
+    times = Times()
+    library = FakeLibrary(gpu(0), times=times)
+    library.left_out = [1]
+    bench = Bench(library, times, call_timeout_seconds=0.05)
+    hang = Hang({})
+
+    def comes() -> None:
+        library.gpus, library.left_out = [gpu(0), gpu(1)], []
+        hang.released.set()
+
+    stop = Until(times, plan={299.5: lambda: setattr(library, "opening", hang), 310.0: comes})
+    bench.emit = lambda sample: stop.set() if sample["gpu_id"] == 1 else None
+    bench.sampler.run(stop)
+
+    assert len(library.opened_at) == 2
+    assert set(bench.of(0, "interval_seconds")) == {1.0}
 
 
 def test_a_stop_does_not_wait_for_a_call_that_hangs_and_leaves_nvml_open_under_it() -> None:

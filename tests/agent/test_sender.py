@@ -6,7 +6,9 @@ import json
 import logging
 import socket
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -16,7 +18,10 @@ from gpumon.agent.delivery import LONGEST_DELAY_SECONDS, Delivery
 from gpumon.agent.ports import Batch, Outcome
 from gpumon.agent.sender import HttpSink
 from gpumon.errors import SettingsError
-from tests.agent.doors import NOON, Receiver, Times, Until, batch
+from tests.agent.doors import NOON, PATIENCE_SECONDS, Receiver, Times, Until, batch
+
+NESTED = b'{"success": true, "more": ' + b"[" * 60_000
+"""An answer that no parser gets through, for its depth."""
 
 
 @pytest.fixture
@@ -74,6 +79,12 @@ def test_rows_that_the_server_could_not_take_are_counted_and_logged(
     assert "fault 3" not in caplog.text
 
 
+def test_nothing_rejected_may_be_said_by_null(receiver: Receiver) -> None:
+    receiver.answer = (200, {}, b'{"success": true, "failed_count": null, "errors": null}')
+
+    assert deliver(receiver.url, batch(1)) == [Outcome("delivered")]
+
+
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
 def test_what_the_server_will_never_take_is_poison_with_its_words(receiver: Receiver, status: int) -> None:
     receiver.answer = (status, {}, b'{"success": false, "detail": "gpu_id must not be negative"}')
@@ -84,16 +95,37 @@ def test_what_the_server_will_never_take_is_poison_with_its_words(receiver: Rece
     assert f"HTTP {status}: gpu_id must not be negative" in outcome.reason
 
 
-@pytest.mark.parametrize(("status", "kind"), [(400, "retry"), (413, "poison"), (415, "retry"), (422, "retry")])
-def test_a_refusal_from_something_on_the_way_is_no_fault_of_the_batch_but_its_size_is(
-    receiver: Receiver, status: int, kind: str
-) -> None:
+@pytest.mark.parametrize("status", [400, 415])
+def test_a_refusal_from_something_on_the_way_is_no_fault_of_the_batch(receiver: Receiver, status: int) -> None:
     receiver.answer = (status, {}, b"<html>The plain HTTP request was sent to HTTPS port</html>")
 
     (outcome,) = deliver(receiver.url, batch(1))
 
-    assert outcome.kind == kind
+    assert outcome.kind == "retry"
     assert "The plain HTTP request" in outcome.reason
+
+
+@pytest.mark.parametrize("status", [413, 422])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"no JSON " + b"x" * 300, ": no JSON " + "x" * 192),
+        (b'{"detail": null}', ': {"detail": null}'),
+        (b'{"detail": {"loc": ["gpu_id"]}}', ': {"loc": ["gpu_id"]}'),
+        (b"", ""),
+        (NESTED, ": " + NESTED[:200].decode()),
+        (b"x" * 100_000, ": " + "x" * 200),
+    ],
+    ids=["text", "no detail", "structured", "nothing", "nested", "long"],
+)
+def test_a_batch_that_cannot_be_processed_or_is_too_large_is_poison_whatever_the_answer_says(
+    receiver: Receiver, status: int, body: bytes, said: str
+) -> None:
+    receiver.answer = (status, {}, body)
+
+    (outcome,) = deliver(receiver.url, batch(1))
+
+    assert outcome == Outcome("poison", f"{receiver.url}: HTTP {status}{said}")
 
 
 @pytest.mark.parametrize("status", [301, 307, 401, 403, 404, 405, 408, 409, 429, 500, 502, 503, 507])
@@ -107,7 +139,9 @@ def test_every_other_status_is_tried_again(receiver: Receiver, status: int) -> N
     assert len(receiver.posts) == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>Welcome</html>", b"[]", b"\xff", b'{"success": false}', b"{}"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>Welcome</html>", b"[]", b"\xff", b'{"success": false}', b"{}", NESTED]
+)
 def test_a_good_status_from_something_else_is_no_delivery(receiver: Receiver, body: bytes) -> None:
     receiver.answer = (200, {}, body)
 
@@ -153,6 +187,78 @@ def test_a_server_that_does_not_answer_in_time_is_tried_again(receiver: Receiver
     assert (outcome.kind, outcome.reason) == ("retry", f"{receiver.url}: ReadTimeout: timed out")
 
 
+@contextmanager
+def never_ending(head: bytes, times: Times | None = None) -> Iterator[tuple[str, list[int]]]:
+    """The address of a server that answers with `head` and then goes on for as long as it is listened to, a
+    second of `times` for each part; and what it could send."""
+    sent: list[int] = []
+
+    def answer() -> None:
+        with listening.accept()[0] as connection, suppress(OSError):
+            connection.settimeout(PATIENCE_SECONDS)
+            connection.recv(65536)
+            connection.sendall(head)
+            while sum(sent) < 50_000_000:
+                if times is None:
+                    connection.sendall(b" " * 65536)
+                    sent.append(65536)
+                else:
+                    times.seconds += 1.0
+                    connection.sendall(b" ")
+                    sent.append(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE_SECONDS)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/api", sent
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+def test_an_answer_without_an_end_is_read_no_further_than_its_beginning() -> None:
+    with never_ending(b"HTTP/1.1 200 OK\r\n\r\n") as (url, sent):
+        (outcome,) = deliver(url, batch(1))
+
+    assert outcome.kind == "retry"
+    assert sum(sent) < 20_000_000  # what the system's buffers took
+
+
+def test_an_answer_that_drips_is_given_up_after_the_longest_wait() -> None:
+    times = Times()
+    with never_ending(b"HTTP/1.1 200 OK\r\n\r\n", times) as (url, _):
+        (outcome,) = deliver(url, batch(1), monotonic=times.monotonic)
+
+    assert outcome == Outcome("retry", f"{url}: ReadTimeout: the answer does not end")
+
+
+def test_a_long_answer_does_not_cost_the_next_batch_its_delivery(receiver: Receiver) -> None:
+    receiver.answer = (503, {}, b"x" * 200_000)
+
+    assert [each.kind for each in deliver(receiver.url, batch(1), batch(2))] == ["retry", "retry"]
+    assert [len(post.samples) for post in receiver.posts] == [1, 1]
+
+
+def test_an_answer_is_asked_for_unpacked(receiver: Receiver) -> None:
+    deliver(receiver.url, batch(1))
+
+    assert receiver.posts[0].headers["Accept-Encoding"] == "identity"
+
+
+def test_a_password_in_the_address_goes_to_the_server_and_into_no_message(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answer = (503, {}, b"{}")
+    url = receiver.url.replace("http://", "http://user:s%40cret@") + "?token=hidden"
+    with caplog.at_level(logging.DEBUG):
+        (outcome,) = deliver(url, batch(1))
+
+    assert receiver.posts[0].path == "/api/receive-data?token=hidden"
+    assert b64decode(receiver.posts[0].headers["Authorization"].removeprefix("Basic ")) == b"user:s@cret"
+    assert outcome.reason.startswith(f"{receiver.url}: HTTP 503")
+    assert "cret" not in caplog.text + outcome.reason
+
+
 def test_proxy_variables_of_the_environment_do_not_divert_samples(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +271,13 @@ def test_proxy_variables_of_the_environment_do_not_divert_samples(
 def test_an_address_that_is_none_is_a_wrong_setting() -> None:
     with pytest.raises(SettingsError, match=r"\[SERVER\] server_host"):
         deliver("http://gpumon:8080:5000/api/receive-data", batch(1))
+
+
+def test_a_password_in_an_address_that_is_none_is_not_shown() -> None:
+    with pytest.raises(SettingsError) as raised:
+        deliver("http://user:cret:5000/api/receive-data", batch(1))
+
+    assert "cret" not in str(raised.value)
 
 
 def test_certificates_that_cannot_be_read_are_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:

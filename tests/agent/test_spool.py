@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from gpumon.agent import batchfiles
 from gpumon.agent.batcher import Batcher, agent_name
 from gpumon.agent.batchfiles import BatchFiles
-from gpumon.agent.counts import DeliveryCounts, SpoolCounts
+from gpumon.agent.counts import BatcherCounts, DeliveryCounts, SpoolCounts
 from gpumon.agent.delivery import Delivery
 from gpumon.agent.ports import Batch, Outcome
 from gpumon.agent.spool import Spool
 from gpumon.agent.spooldisk import SpoolDisk
-from tests.agent.doors import NOON, Times, Until, batch
+from gpumon.tasks import Task
+from tests.agent.doors import NOON, PATIENCE_SECONDS, Times, Until, batch
 
 NOW = threading.Event()
 NOW.set()
@@ -92,7 +93,29 @@ def test_once_a_delivery_fails_a_kill_loses_nothing(tmp_path: Path) -> None:
     assert take_all(after_the_kill) == [batch(1), batch(2), batch(3)]
 
 
-def test_once_a_delivery_succeeds_new_batches_stay_in_memory_again(tmp_path: Path) -> None:
+def test_a_kill_while_the_server_catches_up_loses_nothing(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put(batch(1))
+    spool.put(batch(2))
+    spool.head(NOW)
+    spool.not_delivered()
+    spool.head(NOW)
+    spool.delivered()
+    spool.put(batch(3))
+
+    assert take_all(open_spool(tmp_path)) == [batch(2), batch(3)]
+
+
+def test_what_an_earlier_run_left_keeps_new_batches_on_disk_behind_it(tmp_path: Path) -> None:
+    first = open_spool(tmp_path)
+    first.put(batch(1))
+    first.close()
+    open_spool(tmp_path).put(batch(1, boot="boot2"))
+
+    assert take_all(open_spool(tmp_path)) == [batch(1), batch(1, boot="boot2")]
+
+
+def test_once_all_is_delivered_new_batches_stay_in_memory_again(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     spool.put(batch(1))
     spool.head(NOW)
@@ -427,11 +450,12 @@ def test_ten_minutes_without_a_server_lose_nothing_and_keep_the_order(tmp_path: 
     spool = open_spool(tmp_path, memory_bytes=20_000, disk_bytes=10**7, times=times, counts=counts)
     server = Server(times, away=(60.0, 660.0))
     on_disk, numbers = [], count()
-    batcher = Batcher(spool.put, agent="node-1", boot="b1", size=10, max_age_seconds=30, monotonic=times.monotonic)
+    batcher = new_batcher(spool.put, times, size=10)
 
     def second() -> None:
         for index in range(8):
             batcher.add({"gpu_id": index, "number": next(numbers)})
+        batcher.turn()
         on_disk.append(counts.disk_batches)
 
     plan = {float(at): second for at in range(1, 801)}
@@ -480,22 +504,76 @@ def run_until_empty(delivery: Delivery, spool: Spool, stop: Until) -> None:
 
 def test_a_batch_is_closed_by_its_size_or_its_age_and_ids_count_up() -> None:
     times, closed = Times(), []
-    batcher = Batcher(
-        closed.append, agent="node-1", boot="b1", size=2, max_age_seconds=30.0, monotonic=times.monotonic
-    )
+    batcher = new_batcher(closed.append, times, size=2)
     batcher.add({"gpu_id": 0})
     batcher.add({"gpu_id": 1, "power_draw": 70.5})
     batcher.add({"gpu_id": 2})
     times.seconds = 20.0
-    assert batcher.close_if_old() == 10.0
+    assert batcher.turn() == 10.0
+    assert len(closed) == 1
     times.seconds = 30.0
-    assert batcher.close_if_old() == 30.0
+    assert batcher.turn() == 30.0
+    assert len(closed) == 2
+    batcher.add({"gpu_id": 3})
     batcher.flush()
 
     assert [(str(each.id), each.samples, each.body) for each in closed] == [
         ("node-1/b1/1", 2, b'[{"gpu_id":0},{"gpu_id":1,"power_draw":70.5}]'),
         ("node-1/b1/2", 1, b'[{"gpu_id":2}]'),
+        ("node-1/b1/3", 1, b'[{"gpu_id":3}]'),
     ]
+
+
+def test_a_disk_that_hangs_never_stops_the_sampler_and_what_waits_is_bounded_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    entered, released, taken = threading.Event(), threading.Event(), []
+    counts = BatcherCounts()
+
+    def put(batch: Batch) -> None:
+        entered.set()
+        assert released.wait(PATIENCE_SECONDS)
+        taken.append(batch)
+
+    batcher = new_batcher(put, Times(), size=1, waiting_bytes=40, counts=counts)
+    batching = Task("batcher", batcher.run).start()
+    batcher.add({"gpu_id": 0})
+    assert entered.wait(PATIENCE_SECONDS)
+    with caplog.at_level(logging.INFO):
+        for index in range(1, 6):  # of these, 14 bytes each, two fit
+            batcher.add({"gpu_id": index})
+        assert (counts.dropped_batches, counts.dropped_samples) == (3, 3)
+        batching.stopping.set()
+        batcher.wake()
+        released.set()
+        assert batching.stop(PATIENCE_SECONDS)
+    batcher.flush()
+
+    assert [each.id.sequence for each in taken] == [1, 5, 6]
+    assert [record.getMessage().split()[:2] for record in caplog.records] == [
+        ["trouble", "batcher"],
+        ["recovered", "batcher"],
+    ]
+
+
+def new_batcher(
+    put: Callable[[Batch], None],
+    times: Times,
+    *,
+    size: int,
+    waiting_bytes: int = 10**6,
+    counts: BatcherCounts | None = None,
+) -> Batcher:
+    return Batcher(
+        put,
+        counts or BatcherCounts(),
+        agent="node-1",
+        boot="b1",
+        size=size,
+        max_age_seconds=30.0,
+        waiting_bytes=waiting_bytes,
+        monotonic=times.monotonic,
+    )
 
 
 @pytest.mark.parametrize(

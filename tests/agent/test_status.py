@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpumon.agent.counts import DeliveryCounts, SamplerCounts, SpoolCounts
+from gpumon.agent.counts import BatcherCounts, DeliveryCounts, SamplerCounts, SpoolCounts
 from gpumon.agent.metrics import AgentCounts, AgentMetrics
 from gpumon.agent.status import Health, Page, StatusServer
 from tests.agent.doors import NOON, Times
@@ -40,7 +40,7 @@ def serving(server: StatusServer) -> Iterator[StatusServer]:
 
 
 def counted() -> AgentCounts:
-    return AgentCounts(SamplerCounts(), SpoolCounts(), DeliveryCounts(), fake_nvml=False)
+    return AgentCounts(SamplerCounts(), BatcherCounts(), SpoolCounts(), DeliveryCounts(), fake_nvml=False)
 
 
 def values(counts: AgentCounts) -> dict[str, float]:
@@ -109,7 +109,8 @@ def test_it_is_alive_while_the_sampler_turns() -> None:
     times.seconds = 31.0
     page = health.healthz()
     assert page.status == 503
-    assert json.loads(page.body)["alive"] is False
+    answer = json.loads(page.body)
+    assert (answer["alive"], answer["reasons"]) == (False, ["the sampler has not turned for 31 s"])
     counts.sampler.turned_at = 31.0
     times.seconds = 61.0
     assert health.healthz().status == 200
@@ -120,6 +121,7 @@ def test_it_is_alive_while_the_sampler_turns() -> None:
     [
         (None, None, 200, []),
         ("no driver", None, 503, ["NVML: no driver"]),
+        ("no GPU answers", None, 503, ["NVML: no GPU answers"]),
         (None, "HTTP 503", 503, ["delivery: HTTP 503"]),
         ("no driver", "HTTP 503", 503, ["NVML: no driver", "delivery: HTTP 503"]),
     ],
@@ -144,6 +146,7 @@ def test_metrics_say_what_was_counted() -> None:
     counts.spool.memory_batches, counts.spool.memory_bytes = 3, 3000
     counts.spool.disk_batches, counts.spool.disk_bytes = 4, 4000
     counts.spool.dropped_samples, counts.spool.quarantined_batches = 5, 6
+    counts.batcher.dropped_samples, counts.batcher.dropped_batches = 10, 1
     counts.delivery.batches, counts.delivery.retries, counts.delivery.rejected_samples = 7, 8, 9
     counts.delivery.delivered_at = NOON.timestamp()
 
@@ -160,7 +163,8 @@ def test_metrics_say_what_was_counted() -> None:
         "gpumon_agent_spool_batches{disk}": 4,
         "gpumon_agent_spool_bytes{disk}": 4000,
         "gpumon_agent_spool_disk_up": 1,
-        "gpumon_agent_dropped_samples_total": 5,
+        "gpumon_agent_dropped_samples_total": 15,
+        "gpumon_agent_dropped_batches_total": 1,
         "gpumon_agent_quarantined_batches_total": 6,
         "gpumon_agent_batches_sent_total": 7,
         "gpumon_agent_retries_total": 8,

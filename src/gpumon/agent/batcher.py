@@ -2,20 +2,29 @@
 
 A batch's id is agent, boot, sequence: the boot is new with each run, the sequence counts its batches from 1,
 so no two batches share an id and the server can tell a repetition.
+
+`put` may take its time, for the spool's disk may hang: it is called in the batcher's own thread, never in the
+sampler's. Meanwhile closed batches wait here, up to a bound; then the oldest is dropped and counted.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
 from gpumon import clock
+from gpumon.agent.counts import BatcherCounts
 from gpumon.agent.ports import Batch, Reading
 from gpumon.clock import Monotonic
+from gpumon.logs import Trouble
 from gpumon.model.sample import MAX_TEXT, BatchId
+
+log = logging.getLogger(__name__)
 
 _NOT_ALLOWED = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -27,32 +36,42 @@ def agent_name(client_name: str) -> str:
 
 
 class Batcher:
-    """Gathers samples; hands each full or old batch to `put`, in the order of their sequence."""
+    """Gathers samples; hands each full or old batch to `put`, in the order of their sequence. Batches that
+    `put` has not taken in yet have `waiting_bytes`."""
 
     def __init__(
         self,
         put: Callable[[Batch], None],
+        counts: BatcherCounts,
         *,
         agent: str,
         boot: str,
         size: int,
         max_age_seconds: float,
+        waiting_bytes: int,
         monotonic: Monotonic = clock.monotonic,
     ) -> None:
         self._put = put
+        self._counts = counts
         self._agent = agent
         self._boot = boot
         self._size = size
         self._max_age_seconds = max_age_seconds
+        self._waiting_limit = waiting_bytes
         self._monotonic = monotonic
         self._encode = msgspec.json.Encoder().encode
         self._lock = threading.Lock()
+        self._handing_over = threading.Lock()
+        self._woken = threading.Event()
         self._pending: list[bytes] = []
         self._began = 0.0
         self._sequence = 0
+        self._closed: deque[Batch] = deque()
+        self._closed_bytes = 0
+        self._full = Trouble(log, "batcher", monotonic=monotonic)
 
     def add(self, sample: Reading) -> None:
-        """Takes one sample; the one that fills the batch closes it."""
+        """Takes one sample; the one that fills the batch closes it. Never waits for the spool."""
         encoded = self._encode(sample)
         with self._lock:
             if not self._pending:
@@ -61,27 +80,37 @@ class Batcher:
             if len(self._pending) >= self._size:
                 self._close()
 
-    def close_if_old(self) -> float:
-        """Closes a batch that has reached its age. Gives the seconds for which none can reach it."""
+    def turn(self) -> float:
+        """Closes a batch that has reached its age, and hands over what is closed. Gives the seconds for which
+        no batch can reach its age."""
         with self._lock:
-            if not self._pending:
-                return self._max_age_seconds
-            remaining = self._began + self._max_age_seconds - self._monotonic()
-            if remaining > 0:
-                return remaining
-            self._close()
-            return self._max_age_seconds
+            if self._pending and self._remaining() <= 0:
+                self._close()
+        self._hand_over()
+        with self._lock:
+            return max(0.0, self._remaining()) if self._pending else self._max_age_seconds
 
     def flush(self) -> None:
-        """Closes the batch that is being filled, if there is one."""
+        """Closes the batch that is being filled, if there is one, and hands over what is closed."""
         with self._lock:
             if self._pending:
                 self._close()
+        self._hand_over()
 
     def run(self, stop: threading.Event) -> None:
-        """Closes old batches until stopped. Wakes about once per age, not per sample."""
-        while not stop.wait(self.close_if_old()):
-            pass
+        """Hands over batches until stopped. Wakes once per batch, not per sample."""
+        while True:
+            self._woken.clear()
+            if stop.is_set():
+                return
+            self._woken.wait(self.turn())
+
+    def wake(self) -> None:
+        """Lets `run` look at its stop event."""
+        self._woken.set()
+
+    def _remaining(self) -> float:
+        return self._began + self._max_age_seconds - self._monotonic()
 
     def _close(self) -> None:
         self._sequence += 1
@@ -91,4 +120,26 @@ class Batcher:
             body=b"[" + b",".join(self._pending) + b"]",
         )
         self._pending = []
-        self._put(batch)
+        self._closed.append(batch)
+        self._closed_bytes += len(batch.body)
+        while self._closed_bytes > self._waiting_limit and len(self._closed) > 1:
+            dropped = self._take_closed()
+            self._counts.dropped_batches += 1
+            self._counts.dropped_samples += dropped.samples
+            self._full.occurred("the spool takes nothing in, the oldest samples are dropped", do="check its disk")
+        self._woken.set()
+
+    def _hand_over(self) -> None:
+        with self._handing_over:  # one thread at a time, or a later batch could pass an earlier one
+            while True:
+                with self._lock:
+                    if not self._closed:
+                        self._full.ended()
+                        return
+                    batch = self._take_closed()
+                self._put(batch)
+
+    def _take_closed(self) -> Batch:
+        batch = self._closed.popleft()
+        self._closed_bytes -= len(batch.body)
+        return batch

@@ -28,7 +28,7 @@ class Durations:
 @dataclass(slots=True)
 class SamplerCounts:
     """Written by the sampler's thread. `turned_at` is when its loop last turned, monotonic, None before the
-    first time; `nvml_trouble` says why NVML is not open, None when it is."""
+    first time; `nvml_trouble` says why NVML is not open or that no GPU answers, None when all is well with it."""
 
     samples: int = 0
     skipped_ticks: int = 0
@@ -39,6 +39,14 @@ class SamplerCounts:
     turned_at: float | None = None
     gpus_by_state: dict[str, int] = field(default_factory=dict)
     read_seconds: Durations = field(default_factory=Durations)
+
+
+@dataclass(slots=True)
+class BatcherCounts:
+    """Written under the batcher's lock: what was lost because the spool took nothing in, its disk hanging."""
+
+    dropped_batches: int = 0
+    dropped_samples: int = 0
 
 
 @dataclass(slots=True)

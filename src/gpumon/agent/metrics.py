@@ -21,7 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from gpumon import __version__
-from gpumon.agent.counts import READ_SECONDS_BOUNDS, DeliveryCounts, SamplerCounts, SpoolCounts
+from gpumon.agent.counts import READ_SECONDS_BOUNDS, BatcherCounts, DeliveryCounts, SamplerCounts, SpoolCounts
 from gpumon.model.fields import STATES
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -32,6 +32,7 @@ class AgentCounts:
     """The counts of all stages, and whether the GPUs are simulated."""
 
     sampler: SamplerCounts
+    batcher: BatcherCounts
     spool: SpoolCounts
     delivery: DeliveryCounts
     fake_nvml: bool
@@ -62,8 +63,16 @@ _NUMBERS = (
         "Samples of delivered batches that the server did not take.",
         lambda all_: all_.delivery.rejected_samples,
     ),
-    _Number("gpumon_agent_dropped_samples", "Samples lost.", lambda all_: all_.spool.dropped_samples),
-    _Number("gpumon_agent_dropped_batches", "Batches lost.", lambda all_: all_.spool.dropped_batches),
+    _Number(
+        "gpumon_agent_dropped_samples",
+        "Samples lost.",
+        lambda all_: all_.batcher.dropped_samples + all_.spool.dropped_samples,
+    ),
+    _Number(
+        "gpumon_agent_dropped_batches",
+        "Batches lost.",
+        lambda all_: all_.batcher.dropped_batches + all_.spool.dropped_batches,
+    ),
     _Number(
         "gpumon_agent_quarantined_batches",
         "Batches set aside: refused by the server, or torn.",
@@ -71,7 +80,7 @@ _NUMBERS = (
     ),
     _Number(
         "gpumon_agent_nvml_up",
-        "1 while NVML is open.",
+        "1 while NVML is open and a GPU answers.",
         lambda all_: all_.sampler.nvml_trouble is None,
         counter=False,
     ),

@@ -30,8 +30,14 @@ class GpuLibrary(Protocol):
     """NVML, real or fake. Every method may block; `read` is called from one thread per GPU."""
 
     def open(self) -> Sequence[Gpu]:
-        """Loads and initialises the library, and probes what each GPU can tell. Raises NvmlUnavailable
-        with where the library was looked for. May be called again after `close`."""
+        """Loads and initialises the library and gives its GPUs. Raises NvmlUnavailable with where the library
+        was looked for. May be called again, also while the library is open: GPUs that answer are not
+        disturbed by that."""
+
+    @property
+    def left_out(self) -> Sequence[int]:
+        """The indices of the GPUs that the library counted when it was opened last, but that could not be
+        addressed: they are there, but not among those that `open` gave."""
 
     def close(self) -> None:
         """Gives the library back. Harmless when it is not open."""

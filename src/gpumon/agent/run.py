@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -27,7 +29,7 @@ import msgspec
 from gpumon import __version__, clock
 from gpumon.agent.batcher import Batcher, agent_name
 from gpumon.agent.batchfiles import BatchFiles
-from gpumon.agent.counts import DeliveryCounts, SamplerCounts, SpoolCounts
+from gpumon.agent.counts import BatcherCounts, DeliveryCounts, SamplerCounts, SpoolCounts
 from gpumon.agent.delivery import Delivery
 from gpumon.agent.metrics import CONTENT_TYPE, AgentCounts, AgentMetrics
 from gpumon.agent.nvml import Nvml
@@ -38,6 +40,7 @@ from gpumon.agent.settings import AgentSettings, GpuMetrics
 from gpumon.agent.spool import Spool
 from gpumon.agent.spooldisk import SpoolDisk
 from gpumon.agent.status import Health, Page, StatusServer
+from gpumon.errors import SettingsError
 from gpumon.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,9 @@ _SLACK_SECONDS = 60.0
 takes up to 3 s per GPU without persistence mode."""
 _SAMPLER_STOP_SECONDS = 2.0
 _MOMENT_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
+_SCHEME_AND_HOST = re.compile(r"https?://([^/?#\s]*@)?(\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\s]+)")
+"""A name and password before the host are allowed; an IPv6 address has brackets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class Agent:
         self._names = names
         self._interval_seconds = monitoring.interval_seconds
         self._shutdown_seconds = network.shutdown_seconds
-        self.counts = AgentCounts(SamplerCounts(), SpoolCounts(), DeliveryCounts(), fake_nvml)
+        self.counts = AgentCounts(SamplerCounts(), BatcherCounts(), SpoolCounts(), DeliveryCounts(), fake_nvml)
         agent, boot = agent_name(names.client), uuid.uuid4().hex
         self._spool = _spool(settings, agent, self.counts.spool)
         self._sink = HttpSink(
@@ -94,10 +100,12 @@ class Agent:
         )
         self._batcher = Batcher(
             self._spool.put,
+            self.counts.batcher,
             agent=agent,
             boot=boot,
             size=network.batch_size,
             max_age_seconds=network.batch_interval,
+            waiting_bytes=round(settings.spool.memory_mb * _MB),
         )
         sampler = Sampler(
             library,
@@ -138,6 +146,8 @@ class Agent:
         """Stops all stages, within `shutdown_seconds` and a moment, whatever hangs."""
         deadline = clock.monotonic() + self._shutdown_seconds
         self._sampling.stop(_SAMPLER_STOP_SECONDS)
+        self._batching.stopping.set()
+        self._batcher.wake()
         self._batching.stop(_MOMENT_SECONDS)
         self._batcher.flush()
         self._delivering.stopping.set()
@@ -149,7 +159,7 @@ class Agent:
             "agent_stopped samples_sent=%d samples_spooled=%d samples_dropped=%d",
             self.counts.delivery.samples,
             self._spool.waiting_samples(),
-            self.counts.spool.dropped_samples,
+            self.counts.batcher.dropped_samples + self.counts.spool.dropped_samples,
         )
 
     def _deliver(self, stop: threading.Event) -> None:
@@ -158,16 +168,18 @@ class Agent:
         self._sink.close()
 
 
-def run(settings: AgentSettings, stop: threading.Event, environ: Mapping[str, str] = os.environ) -> None:
-    """Runs the agent until `stop` is set. Raises SettingsError for a setting that shows to be wrong only here;
-    no other trouble ends it."""
+def run(settings: AgentSettings, stop_asked: Callable[[], bool], environ: Mapping[str, str] = os.environ) -> None:
+    """Runs the agent until a stop is asked for, which is looked at four times a second: a main thread that waits
+    for a lock would hear no signal on Windows. Raises SettingsError for a setting that shows to be wrong only
+    here; no other trouble ends it."""
     names = Names.find(settings, environ)
     scenario = settings.monitoring.fake_nvml or environ.get("GPUMON_FAKE_NVML", "")
     with _simulated(scenario, names.node or names.client) if scenario else nullcontext():
         agent = Agent(settings, Nvml(_groups(settings.gpu_metrics)), names, fake_nvml=bool(scenario))
         agent.start()
         try:
-            stop.wait()
+            while not stop_asked():
+                time.sleep(_LOOK_SECONDS)
         finally:
             agent.stop()
 
@@ -194,8 +206,17 @@ def _spool(settings: AgentSettings, agent: str, counts: SpoolCounts) -> Spool:
 
 
 def _url(settings: AgentSettings) -> str:
+    """Where samples go. Raises SettingsError where more than scheme and host stands in `server_host`: with a
+    port, a path or a query there, what is put together from the three settings would be another address.
+    The message does not repeat the setting, which may have a password."""
     server = settings.server
-    return f"{server.server_host.rstrip('/')}:{server.server_port}{server.api_endpoint}"
+    host = server.server_host.rstrip("/")
+    if not _SCHEME_AND_HOST.fullmatch(host):
+        raise SettingsError(
+            "[SERVER] server_host must be scheme and host only, such as http://gpumon or http://[2001:db8::1]; "
+            "write the port to server_port and the path to api_endpoint"
+        )
+    return f"{host}:{server.server_port}{server.api_endpoint}"
 
 
 def _pages(settings: AgentSettings, counts: AgentCounts) -> dict[str, Callable[[], Page]]:

@@ -2,12 +2,13 @@
 
     tick ──ask──▶ one worker per GPU ──answers──▶ sample ──▶ emit
 
-- Ticks come from a schedule, not from the end of the last one. One that is missed is skipped and counted.
+- Ticks come from a schedule, not from the end of the last one. One that is late is skipped and counted.
 - A sample is handed on as soon as its GPU answers. A tick waits for the slowest GPU at most `call_timeout`
-  seconds, and never longer than the interval; a GPU that has not answered by then is `unknown`, without
+  seconds, and less than the interval; a GPU that has not answered by then is `unknown`, without
   readings, and is asked nothing until its call returns. What that call brings is thrown away: the instant
   it belongs to has been reported already.
 - A GPU that is lost is `lost`, without readings, and looked for every retry interval; the others go on.
+- GPUs that don't answer are unknown or lost, and where none of all answers, that is trouble with NVML.
 - NVML as a whole gone: closed, and opened again every retry interval. Meanwhile there are no samples at all,
   because no data is never 0, and the first one afterwards does not stand for the gap.
 
@@ -17,6 +18,7 @@ over GPUs add up what belongs together.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +34,8 @@ from gpumon.errors import GpuLost, NvmlUnavailable
 
 _STOP_CHECK_SECONDS = 0.25
 """While a tick waits for a slow GPU, it looks this often whether it shall stop."""
+_PATIENT_PART = 0.9
+"""Of the interval a tick waits for answers: a GPU that hangs must not make the next tick late for the others."""
 _LONGEST_INTERVAL_SECONDS = 86_400.0
 """The most that the catalogue takes for `interval_seconds`, should the process have been suspended."""
 
@@ -57,7 +61,8 @@ class Sampler:
         self._counts = counts
         self._labels = labels
         self._interval = interval_seconds
-        self._patience = min(call_timeout_seconds, interval_seconds)
+        self._call_timeout = call_timeout_seconds
+        self._patience = min(call_timeout_seconds, _PATIENT_PART * interval_seconds)
         self._now = now
         self._monotonic = monotonic
         self._gpus = GpuSet(library, counts, retry_seconds=nvml_retry_seconds, monotonic=monotonic)
@@ -72,28 +77,25 @@ class Sampler:
                 self._counts.turned_at = self._monotonic()
                 if not self._gpus.opened:
                     if not stop.wait(self._gpus.seconds_until_try()):
-                        self._gpus.open()
+                        self._gpus.open(stop, self._call_timeout)
                     due = self._monotonic()
                     continue
                 self._settle_late_answers()
-                self._gpus.reopen_if_gpus_stay_lost()
-                if not self._gpus.opened:
-                    continue
                 try:
                     self._take_samples(stop)
                 except NvmlUnavailable as error:
                     self._gpus.give_up(error)
                     continue
+                self._gpus.reopen_if_gpus_are_missing(stop, self._patience)
                 due = self._next_due(due)
                 stop.wait(max(0.0, due - self._monotonic()))
         finally:
             self._gpus.end()
 
     def _next_due(self, due: float) -> float:
+        """The first tick of the schedule that is not over already."""
         due += self._interval
-        missed = int((self._monotonic() - due) / self._interval)
-        if missed <= 0:
-            return due
+        missed = max(0, math.ceil((self._monotonic() - due) / self._interval))
         self._counts.skipped_ticks += missed
         return due + missed * self._interval
 
@@ -112,11 +114,23 @@ class Sampler:
                     do="look for NVRM and Xid lines in the kernel's log",
                 )
                 self._finish(worker, tick, "unknown")
-            self._counts.gpus_by_state = dict(tick.states)
+            self._note_states(tick.states)
         gone, self._gone = self._gone, None
         if gone is not None:
             raise gone
-        self._gpus.works()
+
+    def _note_states(self, states: Counter[str]) -> None:
+        left_out = self._gpus.left_out
+        by_state = dict(states)
+        if left_out:
+            by_state["lost"] = by_state.get("lost", 0) + left_out
+        self._counts.gpus_by_state = by_state
+        if self._gone is not None:
+            return
+        if by_state.get("ok") or not by_state:
+            self._gpus.works()
+        else:
+            self._gpus.is_silent()
 
     def _ask(self, tick: _Tick) -> set[GpuWorker]:
         """Asks every GPU that can be asked, and finishes the others. Gives those that now are to answer."""

@@ -3,14 +3,16 @@
 | answer | outcome |
 |---|---|
 | 2xx that says `"success": true` | delivered; rows it could not take are counted and logged |
-| 413; 400, 415, 422 with a `detail` | poison: the same bytes will never be taken |
+| 413, 422; 400 and 415 with a `detail` | poison: the same bytes will never be taken |
 | anything else: other statuses, no connection, no answer in time, an answer nobody understands | retry |
 
-A 400 without a `detail` comes from something on the way, such as a proxy that expects https: no fault of the
-batch.
+A 400 or 415 without a `detail` comes from something on the way, such as a proxy that expects https: no fault
+of the batch. A 422 never holds up the batches behind it, whoever sent it.
+An answer is read as it is on the wire, up to ANSWER_BYTES: whatever answers, it costs no more memory or time.
 Redirects are not followed: samples go where the settings say, and a redirect means that the settings are wrong.
 Proxy variables of the environment are not followed either: in a cluster they are meant for the way out, and
 the server's name is rarely in NO_PROXY. For https, SSL_CERT_FILE and SSL_CERT_DIR do hold.
+A name and password in the address go out as basic authentication; no message has them, nor the query.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import gzip
 import logging
 import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx
 import msgspec
@@ -29,27 +31,39 @@ import msgspec
 from gpumon import __version__, clock
 from gpumon.agent.counts import DeliveryCounts
 from gpumon.agent.ports import Batch, Outcome
-from gpumon.clock import Now
+from gpumon.clock import Monotonic, Now
 from gpumon.errors import SettingsError
 from gpumon.model.sample import BATCH_HEADER
 
 log = logging.getLogger(__name__)
 
-_TOO_LARGE = 413
-_REFUSED = frozenset({400, 415, 422})
+_UNACCEPTABLE = frozenset({413, 422})
+_REFUSED_WITH_DETAIL = frozenset({400, 415})
 _KEEP_ALIVE_SECONDS = 2.0
 """Less than the 5 s after which uvicorn closes an idle connection: no request meets one that is closing."""
-_SHOWN = 300
+ANSWER_BYTES = 65536
+"""What is read of an answer; the server's longest, with the most faults that it lists, is far shorter."""
+_SHOWN = 200
 """Characters of an answer that are worth a log line."""
+_NULL = msgspec.Raw(b"null")
 
 
 class _Answer(msgspec.Struct):
     """What of the server's answer the agent reads. The old program's may have `success` alone."""
 
     success: bool = False
-    failed_count: int = 0
-    errors: Sequence[Any] = ()
-    detail: Any = None
+    failed_count: int | None = None
+    errors: Sequence[msgspec.Raw] | None = None
+    detail: msgspec.Raw = _NULL
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """An answer, of its body the beginning."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
 
 
 class HttpSink:
@@ -65,19 +79,29 @@ class HttpSink:
         read_timeout_seconds: float,
         compress: bool,
         now: Now = clock.now,
+        monotonic: Monotonic = clock.monotonic,
     ) -> None:
-        self._url = _checked(url)
+        given = _checked(url)
+        self._url = given.copy_with(username="", password="")
+        self._shown_url = str(self._url.copy_with(query=None))
         self._counts = counts
         self._compress = compress
+        self._read_timeout_seconds = read_timeout_seconds
         self._now = now
+        self._monotonic = monotonic
         self._client = httpx.Client(
+            auth=(given.username, given.password) if given.userinfo else None,
             # Certificates cost memory and are not needed for http.
-            verify=_certificates() if self._url.scheme == "https" else False,
+            verify=_certificates() if given.scheme == "https" else False,
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds),
             limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS),
-            headers={"User-Agent": f"gpumon-agent/{__version__}", "Content-Type": "application/json"},
+            headers={
+                "User-Agent": f"gpumon-agent/{__version__}",
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+            },
         )
 
     def deliver(self, batch: Batch) -> Outcome:
@@ -88,9 +112,9 @@ class HttpSink:
             body = gzip.compress(body, compresslevel=1, mtime=0)
             headers["Content-Encoding"] = "gzip"
         try:
-            response = self._client.post(self._url, content=body, headers=headers)
+            response = self._post(body, headers)
         except (httpx.HTTPError, OSError) as error:
-            return Outcome("retry", f"{self._url}: {_reason(error)}")
+            return Outcome("retry", f"{self._shown_url}: {_reason(error)}")
         self._counts.sent_bytes += len(body)
         return self._outcome(batch, response)
 
@@ -98,31 +122,48 @@ class HttpSink:
         """Closes the connection."""
         self._client.close()
 
-    def _outcome(self, batch: Batch, response: httpx.Response) -> Outcome:
-        answer = _read(response)
-        if response.is_success:
+    def _post(self, body: bytes, headers: dict[str, str]) -> _Response:
+        """Reads the answer until it ends or is too long. httpx's timeout is for each read, and an answer that
+        drips never meets it; so the rest has `read_timeout_seconds` from the first lines on."""
+        with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+            deadline = self._monotonic() + self._read_timeout_seconds
+            answer = bytearray()
+            for chunk in response.iter_raw():
+                answer += chunk
+                if len(answer) >= ANSWER_BYTES:
+                    break
+                if self._monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer does not end")
+            return _Response(response.status_code, response.headers, bytes(answer[:ANSWER_BYTES]))
+
+    def _outcome(self, batch: Batch, response: _Response) -> Outcome:
+        answer = _read(response.body)
+        if httpx.codes.is_success(response.status):
             if answer is None or not answer.success:
-                return Outcome("retry", f"{self._url} answers, but is no gpumon server: {_text(response)}")
+                said = _text(response.body)
+                return Outcome("retry", f"{self._shown_url} answers, but is no gpumon server: {said!r}")
             self._note_rejected(batch, answer)
             return Outcome("delivered")
-        detail = None if answer is None else answer.detail
-        said = _text(response) if detail is None else str(detail)[:_SHOWN]
-        if response.is_redirect:
-            said = f"redirects to {response.headers.get('Location')}; set [SERVER] server_host to where it is"
-        reason = f"{self._url}: HTTP {response.status_code}: {said}"
-        if response.status_code == _TOO_LARGE or (response.status_code in _REFUSED and detail is not None):
+        has_detail = answer is not None and bytes(answer.detail) != b"null"
+        said = _detail(answer.detail) if answer is not None and has_detail else _text(response.body)
+        location = response.headers.get("Location")
+        if httpx.codes.is_redirect(response.status) and location is not None:
+            said = f"redirects to {location}; set [SERVER] server_host to where it is"
+        reason = f"{self._shown_url}: HTTP {response.status}" + (f": {said}" if said else "")
+        if response.status in _UNACCEPTABLE or (response.status in _REFUSED_WITH_DETAIL and has_detail):
             return Outcome("poison", reason)
-        return Outcome("retry", reason, _retry_after(response, self._now()))
+        return Outcome("retry", reason, _retry_after(response.headers, self._now()))
 
     def _note_rejected(self, batch: Batch, answer: _Answer) -> None:
-        if answer.failed_count > 0:
-            self._counts.rejected_samples += answer.failed_count
+        rejected = answer.failed_count or 0
+        if rejected > 0:
+            self._counts.rejected_samples += rejected
             log.error(
-                "samples_rejected batch=%s rejected=%d of=%d first=%s",
+                "samples_rejected batch=%s rejected=%d of=%d first=%r",
                 batch.id,
-                answer.failed_count,
+                rejected,
                 batch.samples,
-                str(list(answer.errors[:3]))[:_SHOWN],
+                _text(b", ".join(map(bytes, (answer.errors or ())[:3]))),
             )
 
 
@@ -130,8 +171,9 @@ def _checked(url: str) -> httpx.URL:
     try:
         return httpx.URL(url)
     except httpx.InvalidURL as error:
+        # Neither the address nor httpx's words on it are shown: there may be a password in both.
         raise SettingsError(
-            f"{url} is no address ({error}); see [SERVER] server_host (such as http://gpumon), server_port, "
+            "the server's address can't be used; see [SERVER] server_host (such as http://gpumon), server_port, "
             "api_endpoint"
         ) from error
 
@@ -145,15 +187,23 @@ def _certificates() -> ssl.SSLContext:
         ) from error
 
 
-def _read(response: httpx.Response) -> _Answer | None:
+def _read(body: bytes) -> _Answer | None:
     try:
-        return msgspec.json.decode(response.content, type=_Answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return msgspec.json.decode(body, type=_Answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _text(response: httpx.Response) -> str:
-    return repr(response.content[:_SHOWN].decode("utf-8", errors="replace"))
+def _detail(detail: msgspec.Raw) -> str:
+    """Its text, or where it is no text, its JSON."""
+    try:
+        return msgspec.json.decode(detail, type=str)[:_SHOWN]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _text(bytes(detail))
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8", errors="replace")[:_SHOWN]
 
 
 def _reason(error: Exception) -> str:
@@ -161,9 +211,9 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _retry_after(response: httpx.Response, now: datetime) -> float | None:
+def _retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     """Seconds from a Retry-After header, which has seconds or an HTTP date; None where it says nothing."""
-    text = response.headers.get("Retry-After", "").strip()
+    text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
     try:

@@ -71,7 +71,11 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Where samples go."""
 
     server_host: Annotated[
-        str, Meta(pattern=r"^https?://", description="Address of the server, with http:// or https://.")
+        str,
+        Meta(
+            pattern=r"^https?://",
+            description="Host of the server, with http:// or https:// before it; neither port nor path.",
+        ),
     ] = "http://localhost"
     server_port: Annotated[int, Meta(ge=1, le=65535, description="Port of the server.")] = 5000
     api_endpoint: Annotated[str, Meta(pattern=r"^/", description="Path that receives samples.")] = (
@@ -80,9 +84,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     connection_timeout: Annotated[
         float, Meta(gt=0, description="Longest wait for a connection.", extra={"unit": "s"})
     ] = 30.0
-    read_timeout: Annotated[float, Meta(gt=0, description="Longest wait for an answer.", extra={"unit": "s"})] = (
-        60.0
-    )
+    read_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Longest wait for an answer to begin, and from then on for its end.",
+            extra={"unit": "s"},
+        ),
+    ] = 60.0
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,8 +5,8 @@ are full.
   that the server can tell what it has already.
 - While the server takes batches they pass through memory and cost no disk; once memory is full, new ones go
   to disk. As soon as a delivery fails, everything that waits is written to disk, and so is every new batch
-  until one is delivered again. So a run that is killed loses at most what came in since the last delivery,
-  and of an outage nothing but the batch that is still being filled.
+  until none is left there: while the server catches up, too, for that may take hours. So a run that is killed
+  loses of an outage nothing but the batch that is still being filled, and else at most what memory holds.
 - The batch in delivery stays until its outcome is known; it is never the one to be dropped.
 - Full: the oldest is dropped and counted. Trouble with the disk never raises here: see `spooldisk`.
 
@@ -160,7 +160,7 @@ class Spool:
         if len(batch.body) > self._memory_limit and not self._disk.could_hold(batch):
             return None
         while True:
-            if self._server_away:
+            if self._server_away or self._counts.disk_batches:
                 place = self._disk.store(batch, order) or self._keep(batch)
             else:
                 place = self._keep(batch) or self._disk.store(batch, order)

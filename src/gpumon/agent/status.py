@@ -1,8 +1,8 @@
 """The agent's own port: /metrics for Prometheus, /healthz and /readyz for the kubelet.
 
 Healthy means that the sampler's loop turns: where it does not, only a new start could help. Ready means that
-NVML is open and that the last delivery, if there was one, went through; the answer says why not. A port that
-is taken is a warning: measuring goes on without it.
+NVML is open, that a GPU answers where there is one, and that the last delivery, if there was one, went
+through; the answer says why not. A port that is taken is a warning: measuring goes on without it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Health:
     def healthz(self) -> Page:
         """503 when the sampler's loop has stopped turning."""
         seconds = self._monotonic() - (self._sampler.turned_at or self._since)
-        stuck = f"the sampler has not turned for {seconds:.0f} s: a call into NVML hangs"
+        stuck = f"the sampler has not turned for {seconds:.0f} s"
         return _verdict("alive", [stuck] if seconds > self._turns_within_seconds else [])
 
     def readyz(self) -> Page:

@@ -5,13 +5,14 @@ rules in `readings`, what an error means in `errors`. Only this package and the
 simulation import pynvml.
 
 Threads: one thread reads a GPU, another opens and closes. What is known of a GPU belongs to its reader; a
-GPU that is found again, and a library that is opened anew, get new readers. A reader that hangs in a call
-keeps its own, so nothing is freed under it.
+GPU that is found again, or that has another handle when the library is opened anew, gets a new one. A reader
+that hangs in a call keeps its own, so nothing is freed under it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import pynvml
 
 from gpumon import clock
 from gpumon.agent.nvml.calls import GROUPS, sources
-from gpumon.agent.nvml.errors import LIBRARY_GONE, meaning
+from gpumon.agent.nvml.errors import LIBRARY_GONE, meaning, verdict
 from gpumon.agent.nvml.load import initialise
 from gpumon.agent.ports import Gpu, Reading
 from gpumon.agent.readings import GpuReader, NoReading, Support, Verdict
@@ -41,6 +42,7 @@ T = TypeVar("T")
 class _Device:
     """One GPU while the library is open. `busy` is held while its reader is in a call."""
 
+    handle: Any
     reader: GpuReader
     busy: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,34 +70,53 @@ class Nvml:
         self._slow_interval_seconds = slow_interval_seconds
         self._monotonic = monotonic
         self._opened = False
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, _Device] = {}  # made anew by every `open` and `close`
+        self._renewing = threading.Lock()
+        self._left_out: Sequence[int] = ()
         self.driver_version: str | None = None
         self.nvml_version: str | None = None
 
+    @property
+    def left_out(self) -> Sequence[int]:
+        """See the port."""
+        return self._left_out
+
     def open(self) -> Sequence[Gpu]:
-        """Loads and initialises NVML and gives its GPUs; none is no error. A GPU that can't be addressed is
-        logged and left out. Raises NvmlUnavailable with where the library was looked for and what to do."""
-        self.close()
+        """Loads and initialises NVML and gives its GPUs; none is no error. A GPU that can't be addressed or
+        does not tell who it is, is logged and left out.
+
+        While NVML is open it is initialised once more, and given back once after that, so that GPUs that
+        answer are not disturbed: a GPU whose handle is still the same keeps its reader. What fails then
+        leaves everything as it was. Raises NvmlUnavailable with where the library was looked for and what to
+        do."""
         initialise()
-        self._opened = True
         try:
-            self.driver_version = _if_any(pynvml.nvmlSystemGetDriverVersion)
-            self.nvml_version = _if_any(pynvml.nvmlSystemGetNVMLVersion)
-            found = [self._found(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            driver_version = _if_any(pynvml.nvmlSystemGetDriverVersion)
+            nvml_version = _if_any(pynvml.nvmlSystemGetNVMLVersion)
+            gpus, devices, left_out = self._list()
         except pynvml.NVMLError as error:
-            self.close()
+            _shut_down()
             raise NvmlUnavailable(f"NVML can't list its GPUs ({error}): see whether nvidia-smi can.") from error
-        return [gpu for gpu in found if gpu is not None]
+        with self._renewing:
+            before, self._devices = self._devices, devices
+        was_open, self._opened = self._opened, True
+        self.driver_version, self.nvml_version, self._left_out = driver_version, nvml_version, left_out
+        for uuid, device in before.items():
+            if devices.get(uuid) is not device:
+                device.release()
+        if was_open:
+            _shut_down()
+        return gpus
 
     def close(self) -> None:
         """Frees what is held and shuts NVML down. Harmless when it is not open."""
-        devices, self._devices = self._devices, {}
+        with self._renewing:
+            devices, self._devices = self._devices, {}
         for device in devices.values():
             device.release()
         if self._opened:
             self._opened = False
-            with contextlib.suppress(pynvml.NVMLError):
-                pynvml.nvmlShutdown()
+            _shut_down()
 
     def read(self, gpu: Gpu) -> Reading:
         """One sample of one GPU; what it does not support is left out. Raises GpuLost, NvmlUnavailable."""
@@ -109,6 +130,7 @@ class Nvml:
 
     def find_again(self, gpu: Gpu) -> bool:
         """Gets a new handle by UUID and tries one call on it. Raises NvmlUnavailable."""
+        devices = self._devices
         handle = None
         try:
             handle = _handle_of(gpu)
@@ -120,8 +142,11 @@ class Nvml:
             answers = isinstance(reason, NoReading) and reason.verdict is Verdict.UNSUPPORTED
             if handle is None or not answers:
                 return False
-        before = self._devices.get(gpu.uuid)
-        self._devices[gpu.uuid] = self._device(handle)
+        with self._renewing:
+            if self._devices is not devices:  # closed or opened meanwhile: the handle may have died with it
+                return False
+            before = devices.get(gpu.uuid)
+            devices[gpu.uuid] = self._device(handle)
         if before is not None:
             before.release()
         return True
@@ -131,24 +156,25 @@ class Nvml:
         device = self._devices.get(gpu.uuid)
         return None if device is None else device.reader.support
 
-    def _found(self, index: int) -> Gpu | None:
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        except pynvml.NVMLError as error:
-            if error.value in LIBRARY_GONE:
-                raise
-            log.warning("gpu_left_out index=%d reason=%r", index, str(error))
-            return None
-        pci = _if_any(lambda: pynvml.nvmlDeviceGetPciInfo(handle))
-        gpu = Gpu(
-            index=index,
-            uuid=_if_any(lambda: pynvml.nvmlDeviceGetUUID(handle)) or f"{_NO_UUID}{index}",
-            name=_if_any(lambda: pynvml.nvmlDeviceGetName(handle)) or "unknown GPU",
-            pci_bus_id=pci and pci.busId,
-            minor_number=_if_any(lambda: pynvml.nvmlDeviceGetMinorNumber(handle)),
-        )
-        self._devices[gpu.uuid] = self._device(handle)
-        return gpu
+    def _list(self) -> tuple[list[Gpu], dict[str, _Device], list[int]]:
+        """The GPUs, what belongs to each by UUID, and the indices of those that are left out. Raises
+        NVMLError where the library does not answer."""
+        gpus, devices, left_out = [], {}, []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                gpu = _identified(index, handle)
+            except pynvml.NVMLError as error:
+                if error.value in LIBRARY_GONE:
+                    raise
+                log.warning("gpu_left_out index=%d reason=%r", index, str(error))
+                left_out.append(index)
+                continue
+            gpus.append(gpu)
+            known = self._devices.get(gpu.uuid)
+            same = known is not None and _address(known.handle) == _address(handle)
+            devices[gpu.uuid] = known if known is not None and same else self._device(handle)
+        return gpus, devices, left_out
 
     def _device(self, handle: Any) -> _Device:
         reader = GpuReader(
@@ -156,7 +182,7 @@ class Nvml:
             slow_interval_seconds=self._slow_interval_seconds,
             monotonic=self._monotonic,
         )
-        return _Device(reader)
+        return _Device(handle, reader)
 
 
 def _handle_of(gpu: Gpu) -> Any:
@@ -165,9 +191,43 @@ def _handle_of(gpu: Gpu) -> Any:
     return pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
 
 
+def _identified(index: int, handle: Any) -> Gpu:
+    """Who a GPU is. Raises NVMLError where its UUID can't be had now: under a name made up for the moment it
+    would be another GPU the next time."""
+    pci = _if_any(lambda: pynvml.nvmlDeviceGetPciInfo(handle))
+    return Gpu(
+        index=index,
+        uuid=_uuid(index, handle),
+        name=_if_any(lambda: pynvml.nvmlDeviceGetName(handle)) or "unknown GPU",
+        pci_bus_id=pci and pci.busId,
+        minor_number=_if_any(lambda: pynvml.nvmlDeviceGetMinorNumber(handle)),
+    )
+
+
+def _uuid(index: int, handle: Any) -> str:
+    try:
+        return str(pynvml.nvmlDeviceGetUUID(handle))
+    except pynvml.NVMLError as error:
+        if verdict(error.value) is Verdict.UNSUPPORTED:
+            return f"{_NO_UUID}{index}"
+        raise
+
+
 def _if_any(ask: Callable[[], T]) -> T | None:
-    """What the library answers, None where it does not: an identity is read with what there is of it."""
+    """What the library answers, None where it does not: an identity is read with what there is of it. Raises
+    NVMLError where the library is gone."""
     try:
         return ask()
-    except pynvml.NVMLError:
+    except pynvml.NVMLError as error:
+        if error.value in LIBRARY_GONE:
+            raise
         return None
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlShutdown()
