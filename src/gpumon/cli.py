@@ -41,7 +41,8 @@ def cli() -> None:
 @_CONFIG
 def server(config: Path | None) -> None:
     """Run the server: receive samples, write daily CSV files, answer queries."""
-    from gpumon.server.serve import ServerProcess  # noqa: PLC0415
+    with _installed("server"):
+        from gpumon.server.serve import ServerProcess  # noqa: PLC0415
     from gpumon.server.settings import ENVIRONMENT_PREFIX, ServerSettings  # noqa: PLC0415
 
     settings, notes = _settings(ServerSettings, config, Path("config/server_config.ini"), ENVIRONMENT_PREFIX)
@@ -57,7 +58,8 @@ def server(config: Path | None) -> None:
 @click.option("--fake-nvml", metavar="FILE", help="Simulated GPUs from a scenario file instead of real ones.")
 def agent(config: Path | None, fake_nvml: str | None) -> None:
     """Run the agent: read this node's GPUs, deliver samples to the server."""
-    from gpumon.agent.run import run  # noqa: PLC0415
+    with _installed("agent"):
+        from gpumon.agent.run import run  # noqa: PLC0415
     from gpumon.agent.settings import ENVIRONMENT_PREFIX, AgentSettings  # noqa: PLC0415
 
     environ = dict(os.environ)
@@ -87,6 +89,10 @@ def agent(config: Path | None, fake_nvml: str | None) -> None:
 def demo(port: int, data: Path, nodes: int) -> None:
     """Run a server and simulated GPU nodes on this machine until Ctrl+C."""
     from gpumon.demo import run_demo  # noqa: PLC0415
+
+    with _installed("agent,server"):
+        import gpumon.agent.run  # noqa: PLC0415
+        import gpumon.server.serve  # noqa: F401, PLC0415
 
     asked = _StopAsked()
     _on_signal(asked.ask)
@@ -140,6 +146,19 @@ def _settings(
         config = usual
     settings, warnings = ini.load(kind, config, os.environ if environ is None else environ, prefix)
     return settings, [*warnings, f"settings from {config or 'defaults'} and {prefix}* variables"]
+
+
+@contextmanager
+def _installed(extra: str) -> Iterator[None]:
+    """Says what to install where a package of the server or the agent is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gpumon"):
+            raise
+        raise SettingsError(
+            f"the package {error.name} is missing; install it by: pip install 'gpumon[{extra}]'"
+        ) from error
 
 
 @contextmanager
