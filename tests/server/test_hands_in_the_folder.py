@@ -201,13 +201,6 @@ def test_retention_deletes_nothing_at_once_and_says_what_it_will(
     assert "data_retention_days=0" in said[0]
 
 
-def test_a_sample_older_than_the_retention_is_refused_not_taken_and_deleted(serve: Serve) -> None:
-    client = serve(storage={"data_retention_days": 30})
-    refused = client.post("/api/receive-data", json=sample(timestamp="2025-01-01 00:00:00"))
-    assert refused.status_code == 422
-    assert "data_retention_days" in refused.json()["errors"][0]["msg"]
-
-
 def test_a_small_body_that_unpacks_to_millions_of_objects_is_refused_at_once(serve: Serve) -> None:
     body = gzip.compress(b"[" + b"{}," * 5_000_000 + b"{}]")
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}

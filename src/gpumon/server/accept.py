@@ -152,8 +152,7 @@ class Acceptor:
         if instant < now - self._past:
             raise BadInstant(
                 field,
-                f"{text!r} is older than [LIMITS] accept_past_days and [STORAGE] data_retention_days allow; "
-                "check the sender's clock",
+                f"{text!r} is older than [LIMITS] accept_past_days allows; check the sender's clock",
             )
         local = instant.astimezone(self._zone)
         return local.strftime("%Y-%m-%d %H:%M:%S"), to_wire(instant), local.date(), local.hour

@@ -67,8 +67,7 @@ class Engine:
             max_bytes=int(storage.max_disk_mb * _MB),
             compress_after_days=storage.compress_after_days if storage.enable_file_compression else None,
         )
-        kept_days = storage.data_retention_days or limits.accept_past_days
-        past = timedelta(days=min(limits.accept_past_days, kept_days))
+        past = timedelta(days=limits.accept_past_days)
         self.acceptor = Acceptor(self._zone, past, timedelta(seconds=limits.accept_future_seconds))
         journal = Journal(self._folder / ".gpumon" / "commits.log", past.total_seconds())
         self._csvlog = CsvLog(

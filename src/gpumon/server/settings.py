@@ -84,7 +84,8 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=100_000,
-            description="Delete files of days older than this, and take no samples that old; 0 keeps all.",
+            description="Delete files of days older than this; 0 keeps all. A late sample of such a day is taken, "
+            "and goes with the next housekeeping.",
             extra={"unit": "days"},
         ),
     ] = 30
