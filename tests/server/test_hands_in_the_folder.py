@@ -166,8 +166,9 @@ def compressing(folder: Path) -> None:
 def test_compression_overwrites_nothing(tmp_path: Path) -> None:
     put(tmp_path, TODAY, SEED, old_line(10, utilization="90"))
     (tmp_path / f"{TODAY}.gz").write_bytes(gzip.compress(f"{SEED}\n{old_line(11, utilization='10')}\n".encode()))
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("gpu_metrics_*")}
     compressing(tmp_path)
-    assert not (tmp_path / TODAY).exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("gpu_metrics_*")} == before
     with serving(settings_for(tmp_path)) as client:
         assert figures(client) == (2, 50.0)
 

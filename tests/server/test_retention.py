@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from gpumon.server.engine import Engine
+from gpumon.server.retention import Policy, tidy
 from tests.samples import sample
 from tests.server.conftest import serving, settings_for
+from tests.server.test_csvlog import opened, rows_of
 
 DAYS = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in range(10, 25)]
 TODAY = DAYS[-1]
@@ -83,3 +87,19 @@ def test_the_disk_is_left_without_temporary_files(tmp_path: Path, compress: bool
     left = {path.name for path in (tmp_path / ".gpumon").iterdir()}
     assert left <= {"commits.log", "store.duckdb", "quarantine", "tmp"}
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
+
+
+def test_a_file_that_gets_rows_while_it_is_compressed_stays_as_it_is(tmp_path: Path) -> None:
+    with opened(tmp_path) as log:
+        log.append(rows_of(sample(timestamp="2026-11-10 12:00:00")), [])
+
+        def a_row_comes_first(work: Callable[[], None]) -> None:
+            log.append(rows_of(sample(timestamp="2026-11-10 13:00:00")), [])
+            work()
+
+        policy = Policy(keep_days=0, max_bytes=0, compress_after_days=1)
+        tidy(
+            tmp_path, "gpu_metrics", log, policy, TODAY.date(), exclusively=a_row_comes_first, moving=nullcontext()
+        )
+        assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261110.csv"]
+        assert (tmp_path / "gpu_metrics_20261110.csv").read_bytes().count(b"\n") == 3

@@ -140,7 +140,7 @@ class CatchUp:
 
     def _catch_up(self, name: str, day_file: DayFile, size: int, mtime: int) -> None:
         loaded, loaded_mtime = self._loaded.get(name, (0, 0))
-        committed = self._committed(name)  # asked after the look at the folder: see CsvLog._part
+        committed = self._committed(name)  # asked after the look at the folder: see OpenParts._begin
         if committed is None:
             if (size, mtime) != (loaded, loaded_mtime):
                 self._forget(name)

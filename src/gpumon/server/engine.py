@@ -168,7 +168,7 @@ class Engine:
 
     @property
     def reader(self) -> Reader:
-        """Who answers. Raises QueryError when the folder is not open."""
+        """Who answers. Raises QueryError when the folder is not open, or not loaded for the first time."""
         if self.not_ready_because is not None:
             raise QueryError(self.not_ready_because, status=503)
         return self._reader
@@ -217,7 +217,14 @@ class Engine:
             )
 
     def tidy_now(self) -> None:
-        """Retention, compression and disk cap, once. Returns when done; no write is under way meanwhile."""
+        """Retention, compression and disk cap, once. Returns when done."""
         today = self._now().astimezone(self._zone).date()
-        work = partial(tidy, self._folder, self._prefix, self._csvlog, self._policy, today, self.catchup.moving())
-        self._ingest.between_writes(work)
+        tidy(
+            self._folder,
+            self._prefix,
+            self._csvlog,
+            self._policy,
+            today,
+            exclusively=self._ingest.between_writes,
+            moving=self.catchup.moving(),
+        )

@@ -1,8 +1,8 @@
 """Housekeeping of the files: deletes days that are too old or too many for the disk, compresses past days.
 
-Runs in the writer's thread between two writes, so that no file is moved under an append. A reader that is just
-reading is safe: queries read the store, and the store loads a file only under its own lock, after a look at
-what is there.
+The slow part, compressing, goes on beside the writer; only what deletes or renames runs between two of its writes
+(`exclusively`), so that no file is moved under an append and none is kept waiting by gzip. A reader that is just
+reading is safe: queries read the store.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import gzip
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from gpumon.server.csvlog import CsvLog
-from gpumon.server.days import DayFile, file_name, parse_file_name
+from gpumon.server.days import DayFile, parse_file_name
 from gpumon.server.disk import sync_file, sync_folder
 
 log = logging.getLogger(__name__)
@@ -31,8 +33,19 @@ class Policy:
     compress_after_days: int | None
 
 
+Exclusively = Callable[[Callable[[], None]], None]
+"""Runs a function between two writes, and returns when it has run."""
+
+
 def tidy(
-    folder: Path, prefix: str, csvlog: CsvLog, policy: Policy, today: date, moving: AbstractContextManager[object]
+    folder: Path,
+    prefix: str,
+    csvlog: CsvLog,
+    policy: Policy,
+    today: date,
+    *,
+    exclusively: Exclusively,
+    moving: AbstractContextManager[object],
 ) -> None:
     """Applies the policy once. Trouble with one file is logged, and the others go on. While `moving` is entered,
     nobody looks at the folder."""
@@ -41,17 +54,17 @@ def tidy(
         age = (today - day_file.day).days
         try:
             if policy.keep_days and age > policy.keep_days:
-                _delete(csvlog, day_file, path, "older than data_retention_days")
+                exclusively(partial(_delete, csvlog, day_file, path, "older than data_retention_days"))
             elif (
                 policy.compress_after_days is not None
                 and not day_file.compressed
                 and age >= policy.compress_after_days
             ):
-                _compress(csvlog, day_file, path, _free_name(folder, prefix, day_file), moving)
+                _compress(csvlog, day_file, path, exclusively, moving)
         except OSError as error:
             log.warning("housekeeping_failed file=%s error=%s", path.name, error)
     if policy.max_bytes:
-        _fit(folder, prefix, csvlog, policy.max_bytes, today)
+        _fit(folder, prefix, csvlog, policy.max_bytes, today, exclusively)
 
 
 def too_old(folder: Path, prefix: str, policy: Policy, today: date) -> list[Path]:
@@ -63,7 +76,7 @@ def too_old(folder: Path, prefix: str, policy: Policy, today: date) -> list[Path
     ]
 
 
-def _fit(folder: Path, prefix: str, csvlog: CsvLog, max_bytes: int, today: date) -> None:
+def _fit(folder: Path, prefix: str, csvlog: CsvLog, max_bytes: int, today: date, exclusively: Exclusively) -> None:
     """Deletes the oldest days until the folder fits; today's files always stay."""
     files = _day_files(folder, prefix)
     ours = [path for _, path in files] + [path for path in (folder / ".gpumon").rglob("*") if path.is_file()]
@@ -74,7 +87,7 @@ def _fit(folder: Path, prefix: str, csvlog: CsvLog, max_bytes: int, today: date)
         if day_file.day >= today:
             break
         used -= path.stat().st_size
-        _delete(csvlog, day_file, path, "more than max_disk_mb")
+        exclusively(partial(_delete, csvlog, day_file, path, "more than max_disk_mb"))
     if used > max_bytes:
         log.warning("disk_cap_not_met used=%d allowed=%d: only today is left; raise max_disk_mb", used, max_bytes)
 
@@ -93,31 +106,38 @@ def _delete(csvlog: CsvLog, day_file: DayFile, path: Path, reason: str) -> None:
 
 
 def _compress(
-    csvlog: CsvLog, day_file: DayFile, path: Path, target: Path, moving: AbstractContextManager[object]
+    csvlog: CsvLog,
+    day_file: DayFile,
+    path: Path,
+    exclusively: Exclusively,
+    moving: AbstractContextManager[object],
 ) -> None:
     """The compressed file is whole and synced before the plain one goes, and gets its name after: at no moment do
-    both count, and a kill in between is finished at the next start (`healing.finish_compressions`)."""
-    csvlog.release(day_file)
+    both count, and a kill in between is finished at the next start (`healing.finish_compressions`). Where the
+    compressed name is taken, the file stays as it is; where rows came meanwhile, it waits for the next run."""
+    target = path.with_name(path.name + ".gz")
+    if target.exists():
+        return
     aside = target.with_name(target.name + ".new")
-    with path.open("rb") as source, aside.open("wb") as raw:
-        with gzip.GzipFile(path.name, "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
-            shutil.copyfileobj(source, packed, 1 << 20)
-        raw.flush()
-        sync_file(raw)
     size = path.stat().st_size
-    with moving:
-        path.unlink()
-        aside.replace(target)
-    sync_folder(target.parent)
-    log.info("day_file_compressed file=%s bytes=%d to=%d", path.name, size, target.stat().st_size)
+    try:
+        with path.open("rb") as source, aside.open("wb") as raw:
+            with gzip.GzipFile(path.name, "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
+                shutil.copyfileobj(source, packed, 1 << 20)
+            raw.flush()
+            sync_file(raw)
 
+        def exchange() -> None:
+            if path.stat().st_size != size:
+                return
+            csvlog.release(day_file)
+            with moving:
+                path.unlink()
+                aside.replace(target)
+            sync_folder(target.parent)
+            log.info("day_file_compressed file=%s bytes=%d to=%d", path.name, size, target.stat().st_size)
 
-def _free_name(folder: Path, prefix: str, day_file: DayFile) -> Path:
-    """The name of the file compressed; a further part's where that is taken."""
-    part = day_file.part
-    while True:
-        target = folder / file_name(prefix, DayFile(day_file.day, part, compressed=True))
-        plain = folder / file_name(prefix, DayFile(day_file.day, part))
-        if not target.exists() and (part == day_file.part or not plain.exists()):
-            return target
-        part += 1
+        exclusively(exchange)
+    finally:
+        if path.exists():
+            aside.unlink(missing_ok=True)
