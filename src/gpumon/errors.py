@@ -4,7 +4,9 @@ GpumonError
 ├── SettingsError        a setting is wrong: exit 2, the message says which and what to write instead
 ├── SourceError          a reading can't be had
 │   ├── NvmlUnavailable  no library or no driver: keep serving, try again later
-│   └── GpuLost          one GPU is gone: the others go on
+│   ├── GpuLost          one GPU is gone: the others go on
+│   ├── KubeletUnavailable     who holds GPUs is not known now
+│   └── KubernetesUnavailable  what pods are called and belong to is not known now
 ├── StorageError         samples can't be stored: answer 503, the agent keeps them
 │   └── StorageBusy      too much waits for the disk: answer 429, the agent comes back
 └── QueryError           the question can't be answered as asked: answer 422 or 503
@@ -31,6 +33,14 @@ class NvmlUnavailable(SourceError):
 
 class GpuLost(SourceError):
     """One GPU has fallen off the bus, is being reset, or its handle died."""
+
+
+class KubeletUnavailable(SourceError):
+    """The kubelet's PodResources API does not answer, or not in a way that can be used."""
+
+
+class KubernetesUnavailable(SourceError):
+    """The Kubernetes API does not answer, or not this agent."""
 
 
 class StorageError(GpumonError):

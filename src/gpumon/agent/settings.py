@@ -5,7 +5,7 @@ The keys of the old program keep their names; what they do is said here, once.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -171,11 +171,105 @@ class GpuMetrics(msgspec.Struct, frozen=True, kw_only=True):
     )
     include_links: Annotated[bool, Meta(description="PCIe and NVLink counters.")] = True
     include_health: Annotated[bool, Meta(description="ECC errors.")] = True
-    include_processes: Annotated[bool, Meta(description="Number of processes.")] = True
+    include_processes: Annotated[
+        bool, Meta(description="Processes: their number, memory and use. Off: no use can be told apart by pod.")
+    ] = True
+
+
+class Attribution(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose the use of a GPU is."""
+
+    enabled: Annotated[
+        bool, Meta(description="Divide each GPU's use among pods. Off: samples carry the device's values only.")
+    ] = True
+    proc_root: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Where the host's /proc is. With hostPID that is /proc itself; NVML's pids mean nothing "
+            "in the /proc of a container without it.",
+        ),
+    ] = "/proc"
+    idle_energy: Annotated[
+        Literal["nobody", "holders"],
+        Meta(
+            description="On a shared GPU, who is charged with the energy it takes when it does nothing: nobody, "
+            "or its holders by the share they hold. The only holder of a GPU is always charged with all of it."
+        ),
+    ] = "nobody"
+    idle_power_watts: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="Power of a GPU that does nothing, to tell idle energy from that of work. 0: the lowest "
+            "power at which the GPU was seen doing nothing, until then a tenth of its limit.",
+            extra={"unit": "W"},
+        ),
+    ] = 0.0
+
+
+class Kubernetes(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it is asked who holds GPUs and what pods are called. Nothing of it is needed on a plain host."""
+
+    kubelet_socket: Annotated[
+        str,
+        Meta(
+            description="The kubelet's PodResources socket: <kubelet root>/pod-resources/kubelet.sock. Not in "
+            "Kubernetes, a missing socket is no trouble. Empty: not asked."
+        ),
+    ] = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    kubelet_timeout: Annotated[
+        float, Meta(gt=0, le=60, description="Longest wait for the kubelet's answer.", extra={"unit": "s"})
+    ] = 5.0
+    holders_interval: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="The kubelet is asked this often, and at once (but once a second at most) when a pod of "
+            "this node changes or a process appears that belongs to no known holder.",
+            extra={"unit": "s"},
+        ),
+    ] = 10.0
+    resource_names: Annotated[
+        str,
+        Meta(
+            description="Resources that are GPUs, separated by commas, * for anything. Resources of other names "
+            "count, too, where their device ids are those of a GPU of this node."
+        ),
+    ] = "nvidia.com/gpu, nvidia.com/gpu.shared, nvidia.com/mig-*"
+    pod_metadata: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="Whether the Kubernetes API is asked for this node's pods: UID, labels, phase, owner. "
+            "auto: in a cluster, or where kubeconfig is set. Off: names of pods come from the kubelet alone."
+        ),
+    ] = "auto"
+    kubeconfig: Annotated[
+        str, Meta(description="A kubeconfig file. Empty: the service account that the pod runs with.")
+    ] = ""
+    pod_labels: Annotated[
+        str,
+        Meta(
+            description="Labels of pods to keep, separated by commas, * for anything; usage can be grouped by "
+            "them. Keep it short: each costs a row a day and pod."
+        ),
+    ] = "app.kubernetes.io/name, app, team"
+    node_labels: Annotated[
+        str, Meta(description="Labels of nodes to keep, in the same way; prices can be given by them.")
+    ] = "node.kubernetes.io/instance-type, topology.kubernetes.io/zone"
+    dynamic_resources: Annotated[
+        bool,
+        Meta(
+            description="Where a container holds a GPU by claim (DRA), ask the API for the node's "
+            "ResourceSlices, which say what GPU it is. Asked only then; needs the right to list resourceslices."
+        ),
+    ] = True
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent's own HTTP port: /metrics, /healthz, /readyz."""
+    """The agent's own HTTP port: /metrics, /healthz, /readyz, /doctor."""
 
     host: Annotated[str, Meta(description="Address of the agent's own port.")] = "127.0.0.1"
     port: Annotated[
@@ -198,5 +292,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     network: Network = Network()
     spool: Spool = Spool()
     gpu_metrics: GpuMetrics = GpuMetrics()
+    attribution: Attribution = Attribution()
+    kubernetes: Kubernetes = Kubernetes()
     status: Status = Status()
     logging: Logging = Logging()

@@ -1,4 +1,4 @@
-"""THE catalogue: every field of a GPU sample, once.
+"""THE catalogue: every field of a GPU sample, once. Those of a pod's use of a GPU are in `pod_fields`.
 
 It drives the wire format (`model.sample`), the CSV header and order, the SQL schema, the names in
 `/metrics`, `gpumon fields` and the documentation. The first thirteen are the fields of NVIDIA GPU
@@ -10,52 +10,15 @@ A field that is absent is None, an empty CSV cell, NULL, no Prometheus line. It 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-Kind = Literal["int", "float", "text", "instant"]
-SQL_TYPES: Final[dict[Kind, str]] = {
-    "int": "BIGINT",
-    "float": "DOUBLE",
-    "text": "VARCHAR",
-    "instant": "TIMESTAMP",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How a field appears in the server's `/metrics`: Prometheus base units, so `scale` converts."""
-
-    name: str
-    scale: float = 1.0
-    counter: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field. `low` and `high` bound what is believable (both inclusive); outside is refused."""
-
-    name: str
-    kind: Kind
-    unit: str
-    help: str
-    source: str
-    low: float | None = None
-    high: float | None = None
-    required: bool = False
-    choices: tuple[str, ...] = ()
-    kubernetes_name: bool = False
-    metric: Metric | None = None
-
-    @property
-    def sql_type(self) -> str:
-        """The column's DuckDB type."""
-        return SQL_TYPES[self.kind]
-
+from gpumon.model.field import Field, Metric
 
 _MAX_COUNT = 2.0**62  # NVLinks of one GPU pass an exbibyte in a month; the column is signed 64 bits wide
 _MAX_MIB = 2.0**24  # 16 TiB of memory on one GPU
 STATES: Final = ("ok", "lost", "unknown")
+METHODS: Final = ("exclusive", "process", "mig-instance", "equal-split", "allocation-only", "unresolved")
+"""How a pod's part of a GPU was found, from the surest to none; see `pod_fields`."""
 
 FIELDS: Final[tuple[Field, ...]] = (
     # --- the thirteen of NVIDIA GPU Metrics Logger v2
@@ -433,6 +396,48 @@ FIELDS: Final[tuple[Field, ...]] = (
         "fake_nvml where the GPU is simulated; absent where it is real.",
         "agent",
         choices=("fake_nvml",),
+    ),
+    Field(
+        "interval_energy_mj",
+        "float",
+        "mJ",
+        "Energy used in the seconds this sample stands for. The pods' parts and what nobody can be charged with "
+        "add up to it.",
+        "difference of energy_mj, else power_draw over the interval",
+        0,
+        1e15,
+    ),
+    Field(
+        "holder_count",
+        "int",
+        "",
+        "Containers that hold the GPU or a part of it. Absent: who holds it could not be asked.",
+        "kubelet's PodResources",
+        0,
+        100_000,
+        metric=Metric("gpumon_gpu_holders"),
+    ),
+    Field(
+        "attribution",
+        "text",
+        "",
+        "How the GPU's use was divided among pods; absent where there was nothing to divide.",
+        "agent",
+        choices=METHODS,
+    ),
+    Field(
+        "attribution_note",
+        "text",
+        "",
+        "What the agent could not ask, and so why the division is less sure than it could be.",
+        "agent",
+    ),
+    Field(
+        "unhealthy",
+        "text",
+        "",
+        "Why the GPU, though it answers, can't be given to pods: cordoned, or an Xid error that needs a reset.",
+        "Kubernetes API, NVML events",
     ),
 )
 

@@ -1,7 +1,7 @@
 """The wire format: a sample is one GPU at one instant; a batch is the JSON list that is POSTed.
 
-`GpuSample` is built from the catalogue, so a field is described in one place only. msgspec decodes and
-checks it at some 5x the speed of the same pydantic model (`bench/ingest.py` prints the ratio).
+`GpuSample` and the `PodUse`s in it are built from the catalogues, so a field is described in one place only.
+msgspec decodes and checks it at some 5x the speed of the same pydantic model (`bench/ingest.py` prints the ratio).
 
 A batch may carry the header `Gpumon-Batch: <agent>/<boot>/<sequence>`. The server stores a batch with
 the same header once, however often it arrives.
@@ -15,17 +15,26 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gpumon.model.fields import FIELDS, Field
+from gpumon.model.field import Field
+from gpumon.model.fields import FIELDS
+from gpumon.model.pod_fields import USE_FIELDS
 
 BATCH_HEADER = "Gpumon-Batch"
 MAX_TEXT = 253
-"""Longest label in characters: the longest name that Kubernetes allows."""
+"""Longest text in characters: the longest name that Kubernetes allows."""
+MAX_LABEL = 317
+"""Longest key of a label: a prefix of 253, a slash, a name of 63."""
+MAX_LABELS = 64
+MAX_PODS = 1000
+"""Users of one GPU that a sample may name."""
 
 
 def _wire_type(field: Field) -> Any:
     base: Any
     if field.choices:
         base = Literal[field.choices]
+    elif field.kind == "bool":
+        base = bool
     elif field.kind in {"text", "instant"}:
         base = Annotated[str, msgspec.Meta(min_length=1 if field.required else None, max_length=MAX_TEXT)]
     else:
@@ -43,16 +52,41 @@ def _wire_field(field: Field) -> tuple[str, Any] | tuple[str, Any, None]:
     return (field.name, kind) if field.required else (field.name, kind, None)
 
 
-GpuSample: Any = msgspec.defstruct(
-    "GpuSample",
-    [_wire_field(field) for field in FIELDS],
+_Labels = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LABEL)],
+        Annotated[str, msgspec.Meta(max_length=MAX_TEXT)],
+    ],
+    msgspec.Meta(max_length=MAX_LABELS),
+]
+
+PodUse: Any = msgspec.defstruct(
+    "PodUse",
+    [*(_wire_field(field) for field in USE_FIELDS), ("labels", _Labels | None, None)],
     kw_only=True,
     frozen=True,
     gc=False,
     omit_defaults=True,
     module=__name__,
 )
-"""One GPU at one instant. Attributes are the catalogue's fields; None where there is no reading."""
+"""One user's part of a GPU, in a sample's `pods`: attributes are `pod_fields.USE_FIELDS` and the pod's chosen
+`labels`."""
+
+GpuSample: Any = msgspec.defstruct(
+    "GpuSample",
+    [
+        *(_wire_field(field) for field in FIELDS),
+        ("pods", Annotated[list[PodUse], msgspec.Meta(max_length=MAX_PODS)] | None, None),
+        ("node_labels", _Labels | None, None),
+    ],
+    kw_only=True,
+    frozen=True,
+    gc=False,
+    omit_defaults=True,
+    module=__name__,
+)
+"""One GPU at one instant. Attributes are the catalogue's fields, None where there is no reading; `pods`, who holds
+and uses it, None from a client that does not tell; `node_labels`, the node's chosen labels."""
 
 _BATCH_ID = re.compile(r"([A-Za-z0-9._-]{1,253})/([A-Za-z0-9-]{1,64})/([0-9]{1,15})")
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zoneinfo import ZoneInfo
 
-from gpumon.model.fields import CSV_COLUMNS, FIELDS, Field
+from gpumon.model.field import Field
+from gpumon.model.fields import CSV_COLUMNS, FIELDS
 from gpumon.server.days import DayFile, utc_offsets
 from gpumon.server.queries import IDENTITY
 

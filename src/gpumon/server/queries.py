@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from gpumon.model.fields import CSV_COLUMNS, FIELDS, SQL_TYPES
+from gpumon.model.field import SQL_TYPES
+from gpumon.model.fields import CSV_COLUMNS, FIELDS
 
 IDENTITY = ("timestamp", "gpu_id", "client_name")
 """Without these a row can't be placed: it is damaged."""
