@@ -42,7 +42,7 @@ class Bench:
         self.second = 0
         self.library_seconds = 0.0
         self.fake = FakeNvml.from_text(SCENARIO, "bench", now=self.now)
-        self.nvml = Nvml(monotonic=lambda: float(self.second))
+        self.nvml = Nvml(monotonic=lambda: float(self.second), now=self.now)
 
     def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.second)
@@ -54,11 +54,11 @@ class Bench:
 
     def _timed(self, function: Any) -> Any:
         def timed(*args: Any) -> Any:
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 return function(*args)
             finally:
-                self.library_seconds += time.perf_counter() - started
+                self.library_seconds += time.thread_time() - started
 
         return timed
 

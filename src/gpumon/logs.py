@@ -41,8 +41,9 @@ class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_backup_count: Annotated[int, Meta(ge=0, description="Rotated log files that are kept.")] = 10
 
 
-_CHATTY = ("httpx", "httpcore")
-"""Libraries that log a line per request at INFO; ours says the same with numbers, and less often."""
+_CHATTY = ("httpx", "httpcore", "hpack", "urllib3")
+"""Libraries that log a line per request at INFO, or each header at DEBUG; ours says the same with numbers, and
+less often."""
 
 
 class Logs:

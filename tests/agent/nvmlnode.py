@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from typing import Any
 
 from gpumon.agent.fakenvml import FakeNvml
 from gpumon.agent.nvml import GROUPS, Nvml
-from gpumon.agent.ports import Gpu, Reading
+from gpumon.agent.ports import USE, Gpu, GpuUse, Reading
 
 PLAIN = {
     "utilization_gpu",
@@ -43,14 +44,20 @@ FIELDS_OF = {
 EIGHT_BUSY_H100 = "model = 'h100-sxm'\ncount = 8\nutilization = 70"
 
 
+_OF_THE_WATCH = {"nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"}
+_NAP_SECONDS = 0.02
+"""For how long the simulation really sleeps, whatever it is to sleep of its own time."""
+
+
 class Times:
-    """Wall time for the simulation and monotonic time for the door, both moved by hand."""
+    """Wall time for both and monotonic time for the door, moved by hand; `step` sets the wall clock alone."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.step = 0.0
 
     def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds + self.step)
 
     def monotonic(self) -> float:
         return 5000.0 + self.seconds
@@ -61,28 +68,42 @@ class Node:
 
     def __init__(self, gpus: str, rest: str, groups: frozenset[str]) -> None:
         self.times = Times()
+        self._closing = threading.Event()
         self.fake = FakeNvml.from_text(
-            f'[[node]]\nmatch = "*"\n{rest}\n[[node.gpus]]\n{gpus}', "node-1", now=self.times.now
+            f'[[node]]\nmatch = "*"\n{rest}\n[[node.gpus]]\n{gpus}',
+            "node-1",
+            now=self.times.now,
+            sleep=lambda seconds: self._closing.wait(min(seconds, _NAP_SECONDS)) and None,
         )
         self.fake.install()
-        self.nvml = Nvml(groups, monotonic=self.times.monotonic)
+        self.nvml = Nvml(groups, monotonic=self.times.monotonic, now=self.times.now)
         self.gpus: list[Gpu] = []
 
     def open(self) -> Node:
         self.gpus = list(self.nvml.open())
         return self
 
-    def read(self, gpu: int = 0) -> Reading:
-        """The next second's reading."""
-        self.times.seconds += 1
-        return self.nvml.read(self.gpus[gpu])
+    def read(self, gpu: int = 0, *, after: float = 1.0) -> Reading:
+        """The next second's reading, without who uses the GPU."""
+        self.times.seconds += after
+        reading = self.nvml.read(self.gpus[gpu])
+        reading.pop(USE, None)
+        return reading
+
+    def use(self, gpu: int = 0, *, after: float = 1.0) -> GpuUse:
+        """Who uses the GPU in the next second."""
+        self.times.seconds += after
+        return self.nvml.read(self.gpus[gpu])[USE]  # type: ignore[no-any-return]
 
     def calls_of(self, action: Any) -> Counter[str]:
+        """The calls that an action makes, without those of the thread that waits for Xids."""
         before = self.fake.calls
         action()
-        return self.fake.calls - before
+        calls = self.fake.calls - before
+        return Counter({name: count for name, count in calls.items() if name not in _OF_THE_WATCH})
 
     def close(self) -> None:
+        self._closing.set()
         self.nvml.close()
         self.fake.uninstall()
 

@@ -151,3 +151,86 @@ def test_gpm_samples_an_instance_that_there_is(make: Callable[..., Library]) -> 
     pynvml.nvmlGpmSampleGet(gpu, whole)
     with pytest.raises(pynvml.NVMLError_InvalidArgument):
         metrics(sample, whole, [2])
+
+
+def test_attributes_and_profiles_tell_the_slices(make: Callable[..., Library]) -> None:
+    gpu = make(SPLIT).gpu()
+    attributes = pynvml.nvmlDeviceGetAttributes(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, 0))
+    assert (attributes.gpuInstanceSliceCount, attributes.computeInstanceSliceCount) == (3, 3)
+    assert attributes.memorySizeMB == 19968
+    with pytest.raises(pynvml.NVMLError_NotSupported):
+        pynvml.nvmlDeviceGetAttributes(gpu)
+    profiles = [
+        pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, profile, version)
+        for version in (1, 2)
+        for profile in (pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE, pynvml.NVML_GPU_INSTANCE_PROFILE_3_SLICE)
+    ]
+    assert [(info.sliceCount, info.instanceCount, info.memorySizeMB) for info in profiles] == [
+        (1, 7, 4864),
+        (3, 2, 19968),
+    ] * 2
+    with pytest.raises(pynvml.NVMLError_InvalidArgument):
+        pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT)
+    with pytest.raises(pynvml.NVMLError_NotSupported):
+        pynvml.nvmlDeviceGetGpuInstanceProfileInfo(make('model = "l4"').gpu(), 0)
+
+
+def activity(library: Library, seconds: float, ids: list[int]) -> dict[int, float | None]:
+    """GPU instance id → metric 1 (graphics), in percent of the instance, over the next seconds."""
+    gpu = library.gpu()
+    samples = [[pynvml.nvmlGpmSampleAlloc() for _ in range(2)] for _ in ids]
+    for pair, number in zip(samples, ids, strict=True):
+        pynvml.nvmlGpmMigSampleGet(gpu, number, pair[0])
+    library.times.move(seconds)
+    for pair, number in zip(samples, ids, strict=True):
+        pynvml.nvmlGpmMigSampleGet(gpu, number, pair[1])
+    return {number: metrics(pair[0], pair[1], [1])[1] for pair, number in zip(samples, ids, strict=True)}
+
+
+OWN_LOADS = """
+[[node.processes]]
+pid = 31
+mig = 0
+utilization = 50
+[[node.processes]]
+pid = 32
+mig = 1
+utilization = 80
+to = 2
+[[node.processes]]
+pid = 33
+mig = 1
+utilization = 40
+to = 2
+"""
+
+
+def test_gpm_gives_each_instance_its_own_load_and_power_follows_their_part_of_the_gpu(
+    make: Callable[..., Library],
+) -> None:
+    library = make('model = "h100-sxm"\nmig = ["3g.40gb", "2g.20gb", "1g.10gb"]', OWN_LOADS)
+    gpu = library.gpu()
+    before = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
+    assert activity(library, 4, [1, 2, 3]) == pytest.approx({1: 50, 2: 50, 3: 0})  # full for two of four seconds
+    joules = (pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) - before) / 1000
+    assert joules == pytest.approx(4 * 70 + 630 * (3 / 7 * 0.5 * 4 + 2 / 7 * 1.0 * 2), abs=0.01)
+
+
+def test_an_instance_with_a_process_without_a_load_follows_the_gpus(make: Callable[..., Library]) -> None:
+    library = make(
+        'model = "h100-sxm"\nutilization = 60\nmig = ["3g.40gb", "1g.10gb"]',
+        "[[node.processes]]\npid = 1\nmig = 1",
+    )
+    assert activity(library, 1, [1, 2]) == pytest.approx({1: 0, 2: 60})
+    assert pynvml.nvmlDeviceGetPowerUsage(library.gpu()) == int(1000 * (70 + 630 * 0.6 / 7))
+
+
+def test_an_instance_has_no_metrics_of_links(make: Callable[..., Library]) -> None:
+    library = make('model = "h100-sxm"\nmig = ["3g.40gb"]')
+    pair = [pynvml.nvmlGpmSampleAlloc() for _ in range(2)]
+    for sample in pair:
+        pynvml.nvmlGpmMigSampleGet(library.gpu(), 1, sample)
+        library.times.move(1)
+    read = metrics(pair[0], pair[1], [2, 20, 60])
+    assert (read[20], read[60]) == (None, None)
+    assert read[2]

@@ -158,6 +158,149 @@ def test_nobody_works_on_an_idle_gpu_and_junk_comes_where_it_is_asked_for(
     assert (0, 37_100) in {(row.pid, row.smUtil) for row in rows}
 
 
+READS = [pynvml.nvmlDeviceGetProcessUtilization, pynvml.nvmlDeviceGetProcessesUtilizationInfo]
+BURSTS = '{ shape = "bursts", busy = 90, idle = 10, period_seconds = 7, duty = 0.3 }'
+WAVE = '{ shape = "wave", mean = 20, swing = 15, period_seconds = 11 }'
+COME_AND_GO = f"""
+[[node.processes]]
+pid = 1
+utilization = {BURSTS}
+from = 3.4
+[[node.processes]]
+pid = 2
+utilization = {WAVE}
+to = 2026-03-01T12:00:25.5Z
+[[node.processes]]
+pid = 3
+utilization = 40
+from = 10
+to = 10.5
+"""
+
+
+def used(read: Any, gpu: Any, since: int) -> dict[int, int]:
+    """Pid → its utilisation; nobody where nobody worked."""
+    try:
+        return {row.pid: row.smUtil for row in read(gpu, since)}
+    except pynvml.NVMLError_NotFound:
+        return {}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_process_that_ended_since_it_was_asked_for_has_its_part_of_the_time(
+    make: Callable[..., Library], read: Any
+) -> None:
+    library = make('model = "l4"', "[[node.processes]]\npid = 9\nutilization = 60\nfrom = 1.5\nto = 3")
+    gpu, start = library.gpu(), int(library.times().timestamp())
+    found = []
+    for second in (1, 2, 4, 5):
+        library.times.move(start + second - library.times().timestamp())
+        found.append(used(read, gpu, (start + second - 1) * 1_000_000))
+    assert found == [{}, {9: 30}, {}, {}]
+    assert used(read, gpu, start * 1_000_000) == {9: 18}  # 1.5 s at 60 % of 5 s
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_is_longer_ago_than_twenty_seconds_is_forgotten(make: Callable[..., Library], read: Any) -> None:
+    library = make('model = "l4"', "[[node.processes]]\npid = 9\nutilization = 100\nto = 2")
+    library.times.move(12)
+    assert used(read, library.gpu(), 1) == {9: 50}
+    library.times.move(11)
+    assert used(read, library.gpu(), 1) == {}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_gpu_is_as_busy_as_its_processes_together_whoever_comes_and_goes(
+    make: Callable[..., Library], read: Any
+) -> None:
+    library = make('model = "h100-sxm"\nutilization = 3', COME_AND_GO)
+    gpu, seen = library.gpu(), 0
+    samples = [pynvml.nvmlGpmSampleAlloc() for _ in range(2)]
+    pynvml.nvmlGpmSampleGet(gpu, samples[0])
+    for _ in range(30):
+        seen = int(library.times().timestamp()) * 1_000_000
+        library.times.move(1)
+        pynvml.nvmlGpmSampleGet(gpu, samples[1])
+        request = pynvml.c_nvmlGpmMetricsGet_t()
+        request.version, request.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, 1
+        request.sample1, request.sample2 = samples
+        request.metrics[0].metricId = 1
+        pynvml.nvmlGpmMetricsGet(request)
+        whole = request.metrics[0].value
+        assert sum(used(read, gpu, seen).values()) == pytest.approx(whole, abs=1.5)
+        assert whole > 3
+        samples.reverse()
+
+
+def test_processes_are_listed_and_hold_memory_in_their_time_only(make: Callable[..., Library]) -> None:
+    library = make('model = "l4"', "[[node.processes]]\npid = 9\nmemory_mib = 100\nfrom = 0.25\nto = 0.5")
+    gpu = library.gpu()
+    seen = []
+    for _ in range(4):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used
+        seen.append(([row.pid for row in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)], memory // MIB))
+        library.times.move(0.2)
+    assert [pids for pids, _ in seen] == [[], [], [9], []]
+    assert seen[2][1] - seen[0][1] == 100
+    assert seen[3] == seen[0]
+
+
+def test_processes_with_a_share_divide_the_load_among_those_that_run(make: Callable[..., Library]) -> None:
+    library = make(
+        'model = "l4"\nutilization = 80', "[[node.processes]]\npid = 1\n[[node.processes]]\npid = 2\nfrom = 1"
+    )
+    gpu, start = library.gpu(), int(library.times().timestamp())
+    library.times.move(1)
+    assert used(READS[0], gpu, start * 1_000_000) == {1: 80}
+    library.times.move(1)
+    assert used(READS[0], gpu, (start + 1) * 1_000_000) == {1: 40, 2: 40}
+
+
+def test_a_gpu_whose_processes_all_have_a_time_idles_without_them(make: Callable[..., Library]) -> None:
+    library = make('model = "l4"\nutilization = 80', "[[node.processes]]\npid = 1\nfrom = 5\nto = 6")
+    gpu = library.gpu()
+    assert pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu == 0
+    library.times.move(5.5)
+    assert pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu == 80
+
+
+def test_loads_that_together_are_more_than_a_gpu_are_scaled_down_alike(make: Callable[..., Library]) -> None:
+    library = make(
+        'model = "l4"',
+        "[[node.processes]]\npid = 1\nutilization = 90\n[[node.processes]]\npid = 2\nutilization = 60",
+    )
+    gpu = library.gpu()
+    assert pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu == 100
+    assert used(READS[0], gpu, 0) == {1: 60, 2: 40}
+    assert pynvml.nvmlDeviceGetPowerUsage(gpu) == 72_000
+
+
+def test_beside_a_process_with_a_load_of_its_own_one_without_does_nothing(make: Callable[..., Library]) -> None:
+    library = make(
+        'model = "l4"\nutilization = 80',
+        "[[node.processes]]\npid = 1\nutilization = 30\n[[node.processes]]\npid = 2",
+    )
+    gpu = library.gpu()
+    assert pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu == 30
+    assert used(READS[0], gpu, 0) == {1: 30}
+
+
+def test_a_real_process_that_ended_has_its_part_of_the_time_until_that_was_seen(tmp_path: Path) -> None:
+    proc = tmp_path / "proc"
+    run_process(proc, 4242, "python train.py")
+    with libraries(proc) as make:
+        library = make('model = "l4"', '[[node.processes]]\ncmdline = "train"\nutilization = 50')
+        gpu, start = library.gpu(), int(library.times().timestamp())
+        library.times.move(1)
+        pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+        (proc / "4242" / "cmdline").unlink()
+        library.times.move(1)
+        assert pynvml.nvmlDeviceGetComputeRunningProcesses(gpu) == []
+        library.times.move(2)
+        assert used(READS[0], gpu, start * 1_000_000) == {4242: 25}
+        assert pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu == 0
+
+
 EVENTS = """
 [[node.events]]
 gpu = 1

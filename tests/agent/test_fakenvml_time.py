@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,37 @@ def test_counters_never_step_back(make: Callable[..., Library], shape: str, fiel
     assert read[-1] < read[-2] and read[0] < read[-1]  # a clock that is set back is no counter's fault
 
 
+COMING_AND_GOING = "".join(
+    f"[[node.processes]]\npid = {pid}\nutilization = {SHAPES[shape]}\nfrom = {3.3 * pid}\nto = {3.3 * pid + 7.7}\n"
+    for pid, shape in enumerate(SHAPES, start=1)
+)
+
+
+@pytest.mark.parametrize("step", [0.01, 0.7, 5.0])
+def test_energy_is_the_same_however_often_it_is_read_while_processes_come_and_go(
+    make: Callable[..., Library], step: float
+) -> None:
+    library = make('model = "h100-sxm"', COMING_AND_GOING)
+    gpu = library.gpu()
+    before, end = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu), library.times() + timedelta(seconds=30)
+    read = [before]
+    while library.times() < end:
+        library.times.move(min(step, (end - library.times()).total_seconds()))
+        read.append(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu))
+    assert read == sorted(read)
+    unread = make('model = "h100-sxm"', COMING_AND_GOING)
+    unread.times.move(30)
+    rise = pynvml.nvmlDeviceGetTotalEnergyConsumption(unread.gpu()) - before
+    assert read[-1] - before == pytest.approx(rise, abs=20)  # a millijoule for each change, at most
+    assert rise > 30 * 70_000 + 100_000
+
+
+def test_the_mean_of_the_last_second_reaches_back_over_a_change(make: Callable[..., Library]) -> None:
+    library = make('model = "h100-sxm"', "[[node.processes]]\npid = 1\nutilization = 100\nfrom = 10")
+    library.times.move(10.25)
+    assert pynvml.nvmlDeviceGetPowerUsage(library.gpu()) == pytest.approx((70 + 630 / 4) * 1000, abs=1)
+
+
 def test_a_clock_that_is_set_back_before_the_start_stops_the_counters(make: Callable[..., Library]) -> None:
     library = make('model = "l4"\nutilization = 30')
     before = pynvml.nvmlDeviceGetTotalEnergyConsumption(library.gpu())
@@ -100,6 +132,15 @@ def test_counters_go_on_where_a_restarted_process_finds_them(make: Callable[...,
     second.times.move(101)
     rise = pynvml.nvmlDeviceGetTotalEnergyConsumption(second.gpu()) - before
     assert rise == pytest.approx(30_000, abs=2)  # 12 W idle + 30 % of the 60 W to the limit
+
+
+def test_a_clock_that_is_set_back_finds_the_processes_of_its_time(make: Callable[..., Library]) -> None:
+    library = make('model = "l4"', "[[node.processes]]\npid = 1\nutilization = 60\nfrom = 10")
+    seen = []
+    for step in (40, 1, -3600, 3600):
+        library.times.move(step)
+        seen.append(pynvml.nvmlDeviceGetUtilizationRates(library.gpu()).gpu)
+    assert seen == [60, 60, 0, 60]
 
 
 def test_gpus_differ_and_change(make: Callable[..., Library]) -> None:

@@ -43,12 +43,15 @@ int nvmlDeviceGetComputeRunningProcesses_v2(Device device, unsigned *count, unsi
 OPEN_AND_READ = """
 import json, os, sys
 from gpumon.agent.nvml import Nvml
+from gpumon.agent.ports import USE
 from gpumon.errors import NvmlUnavailable
 said, nvml = [], Nvml()
 for _ in range(2):
     try:
         gpus = nvml.open()
-        said.append([[gpu.uuid, gpu.name, gpu.pci_bus_id, nvml.read(gpu)] for gpu in gpus])
+        readings = [nvml.read(gpu) for gpu in gpus]
+        uses = [repr(reading.pop(USE)) for reading in readings]
+        said.append([[gpu.uuid, gpu.name, gpu.pci_bus_id, *of] for gpu, *of in zip(gpus, readings, uses)])
     except NvmlUnavailable as error:
         said.append(str(error))
     if os.path.exists(sys.argv[1]):
@@ -115,8 +118,10 @@ def test_a_library_of_ten_functions_gives_what_it_has_and_its_gpus_without_a_han
     tmp_path: Path,
 ) -> None:
     library = compiled(tmp_path / "made")
-    [[_, _, _, reading]], _ = open_twice(library_path=library.parent, move=(tmp_path / "none", tmp_path / "x"))
+    said, _ = open_twice(library_path=library.parent, move=(tmp_path / "none", tmp_path / "x"))
+    [[_, _, _, reading, use]] = said
     assert reading == {"temperature": 41, "power_draw": 123.456, "process_count": 100}
+    assert use.count("sm_percent=None") == 100
 
 
 @needs_compiler

@@ -44,6 +44,17 @@ WRONG = [
     (f"{T4}[[node.processes]]\npid = -1", r"processes\[0\]\.pid: .*>= 1"),
     (f'{T4}[[node.processes]]\ncmdline = "("', r"cmdline: is no regular expression"),
     (f"{T4}[[node.processes]]\npid = 1\ngpu = 3", r"processes\[0\]\.gpu: 3 is no GPU.*index below 1"),
+    (
+        f"{T4}[[node.processes]]\npid = 1\nutilization = 120",
+        r"processes\[0\]\.utilization: .*<= 100.*its own load",
+    ),
+    (
+        f'{T4}[[node.processes]]\npid = 1\nutilization = {{ shape = "saw" }}',
+        r"utilization\.shape: .*'saw'.*bursts",
+    ),
+    (f"{T4}[[node.processes]]\npid = 1\nfrom = 2026-01-01T00:00:00", r"processes\[0\]\.from: has no zone"),
+    (f"{T4}[[node.processes]]\npid = 1\nto = true", r"processes\[0\]\.to: .*Wanted: seconds after the start"),
+    (f"{T4}[[node.processes]]\npid = 1\nfrom = 5\nto = 5", r"processes\[0\]: ends before it begins"),
     (f"{T4}[[node.processes]]\npid = 1\nmig = 0", r"processes\[0\]\.mig: names no instance"),
     (f'{T4}[[node.processes]]\npid = 1\nkind = "vulkan"', r"processes\[0\]\.kind: .*'vulkan'"),
     (f'{A100}mig = ["1g.5gb"]\n[[node.processes]]\npid = 1', r"processes\[0\]: has no mig"),
@@ -124,7 +135,8 @@ LOADS = [
 def test_a_load_stays_in_its_bounds_and_its_integral_is_the_sum_of_it(load: Load, phase: float) -> None:
     start, step, steps = 1_770_000_000.0, 0.01, 20_000
     middles = [load.at(start + (i + 0.5) * step, phase) for i in range(steps)]
-    assert 0 <= min(middles) <= max(middles) <= 1
+    assert 0 <= min(middles) <= max(middles) <= load.peak + 1e-9
+    assert max(middles) >= load.peak - 0.1
     whole = load.integral(start, start + steps * step, phase)
     assert whole == pytest.approx(sum(middles) * step, rel=1e-3)
     parts = load.integral(start, start + 33.3, phase) + load.integral(start + 33.3, start + 200, phase)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpumon.agent.counts import BatcherCounts, DeliveryCounts, SamplerCounts, SpoolCounts
 from gpumon.agent.metrics import AgentCounts, AgentMetrics
 from gpumon.agent.status import Health, Page, StatusServer
 from tests.agent.doors import NOON, Times
@@ -40,7 +39,7 @@ def serving(server: StatusServer) -> Iterator[StatusServer]:
 
 
 def counted() -> AgentCounts:
-    return AgentCounts(SamplerCounts(), BatcherCounts(), SpoolCounts(), DeliveryCounts(), fake_nvml=False)
+    return AgentCounts()
 
 
 def values(counts: AgentCounts) -> dict[str, float]:
@@ -149,6 +148,8 @@ def test_metrics_say_what_was_counted() -> None:
     counts.batcher.dropped_samples, counts.batcher.dropped_batches = 10, 1
     counts.delivery.batches, counts.delivery.retries, counts.delivery.rejected_samples = 7, 8, 9
     counts.delivery.delivered_at = NOON.timestamp()
+    counts.holders.calls, counts.holders.failures, counts.holders.trouble = 11, 2, "no socket"
+    counts.attribution.rows, counts.attribution.conflicts = {"process": 12, "exclusive": 13}, 4
 
     found = values(counts)
     expected = {
@@ -171,6 +172,13 @@ def test_metrics_say_what_was_counted() -> None:
         "gpumon_agent_rejected_samples_total": 9,
         "gpumon_agent_last_delivery_timestamp_seconds": NOON.timestamp(),
         "gpumon_fake_nvml": 0,
+        "gpumon_agent_kubelet_calls_total": 11,
+        "gpumon_agent_kubelet_failures_total": 2,
+        "gpumon_agent_kubelet_up": 0,
+        "gpumon_agent_pod_rows_total{process}": 12,
+        "gpumon_agent_pod_rows_total{exclusive}": 13,
+        "gpumon_agent_pod_rows_total{unresolved}": 0,
+        "gpumon_agent_conflicts_total": 4,
     }
 
     assert {name: found.get(name) for name in expected} == expected

@@ -42,6 +42,23 @@ class SamplerCounts:
 
 
 @dataclass(slots=True)
+class HoldersCounts:
+    """Written by the thread that asks the kubelet. `trouble` says why it could not be asked the last time."""
+
+    calls: int = 0
+    failures: int = 0
+    trouble: str | None = None
+
+
+@dataclass(slots=True)
+class AttributionCounts:
+    """Written by the sampler's thread: rows by method, and how many of them used a GPU that was not theirs."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    conflicts: int = 0
+
+
+@dataclass(slots=True)
 class BatcherCounts:
     """Written under the batcher's lock: what was lost because the spool took nothing in, its disk hanging."""
 

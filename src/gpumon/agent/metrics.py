@@ -6,7 +6,7 @@ Labels are bounded: no pid, no path, no GPU. What is known of the GPUs is the se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -21,8 +21,16 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from gpumon import __version__
-from gpumon.agent.counts import READ_SECONDS_BOUNDS, BatcherCounts, DeliveryCounts, SamplerCounts, SpoolCounts
-from gpumon.model.fields import STATES
+from gpumon.agent.counts import (
+    READ_SECONDS_BOUNDS,
+    AttributionCounts,
+    BatcherCounts,
+    DeliveryCounts,
+    HoldersCounts,
+    SamplerCounts,
+    SpoolCounts,
+)
+from gpumon.model.fields import METHODS, STATES
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -31,11 +39,13 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 class AgentCounts:
     """The counts of all stages, and whether the GPUs are simulated."""
 
-    sampler: SamplerCounts
-    batcher: BatcherCounts
-    spool: SpoolCounts
-    delivery: DeliveryCounts
-    fake_nvml: bool
+    fake_nvml: bool = False
+    sampler: SamplerCounts = field(default_factory=SamplerCounts)
+    holders: HoldersCounts = field(default_factory=HoldersCounts)
+    attribution: AttributionCounts = field(default_factory=AttributionCounts)
+    batcher: BatcherCounts = field(default_factory=BatcherCounts)
+    spool: SpoolCounts = field(default_factory=SpoolCounts)
+    delivery: DeliveryCounts = field(default_factory=DeliveryCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,21 @@ _NUMBERS = (
     _Number("gpumon_agent_late_reads", "Reads that hung.", lambda all_: all_.sampler.late_reads),
     _Number("gpumon_agent_failed_reads", "Reads that failed otherwise.", lambda all_: all_.sampler.failed_reads),
     _Number("gpumon_agent_nvml_opens", "Tries to open NVML.", lambda all_: all_.sampler.nvml_opens),
+    _Number("gpumon_agent_kubelet_calls", "Questions to the kubelet.", lambda all_: all_.holders.calls),
+    _Number(
+        "gpumon_agent_kubelet_failures", "Questions that it did not answer.", lambda all_: all_.holders.failures
+    ),
+    _Number(
+        "gpumon_agent_kubelet_up",
+        "1 unless the kubelet did not answer the last question.",
+        lambda all_: all_.holders.trouble is None,
+        counter=False,
+    ),
+    _Number(
+        "gpumon_agent_conflicts",
+        "Rows of samples in which a GPU is used by somebody who was not given it.",
+        lambda all_: all_.attribution.conflicts,
+    ),
     _Number("gpumon_agent_batches_sent", "Batches delivered.", lambda all_: all_.delivery.batches),
     _Number("gpumon_agent_samples_sent", "Samples delivered.", lambda all_: all_.delivery.samples),
     _Number("gpumon_agent_sent_bytes", "Bodies sent, as compressed.", lambda all_: all_.delivery.sent_bytes),
@@ -135,6 +160,12 @@ class AgentMetrics(Collector):
             "place",
             {"memory": spool.memory_bytes, "disk": spool.disk_bytes},
         )
+        rows = CounterMetricFamily(
+            "gpumon_agent_pod_rows", "Rows of pods in samples, by method.", labels=["method"]
+        )
+        for method in METHODS:
+            rows.add_metric([method], counts.attribution.rows.get(method, 0))
+        yield rows
         states = counts.sampler.gpus_by_state
         if states:
             by_state = {state: states.get(state, 0) for state in STATES}

@@ -66,11 +66,13 @@ class MigInstance:
 @dataclass(frozen=True, slots=True)
 class GpuUse:
     """Who uses a GPU now, as NVML tells it. `processes` None: could not be asked, and `why_not` says why. `mig`
-    None: the GPU is not split; then `processes` are those of the whole GPU, else each instance has its own."""
+    None: the GPU is not split; then `processes` are those of the whole GPU, else each instance has its own.
+    `minor_number` is the GPU's: some device ids go by it."""
 
     processes: tuple[GpuProcess, ...] | None
     mig: tuple[MigInstance, ...] | None = None
     why_not: str = ""
+    minor_number: int | None = None
 
 
 class GpuLibrary(Protocol):

@@ -7,7 +7,8 @@ A `Source` is one question to a GPU. A `GpuReader` asks its sources in order and
   once is not replaced for that sample: the two may count differently.
 - What the GPU does not support is remembered and left out. It is asked again after an hour, because MIG
   can be switched on and off on a running Hopper.
-- A slow source is asked once per `slow_interval_seconds`; in between its last answer is carried on.
+- A slow source is asked once per `slow_interval_seconds`, or a part of it; in between its last answer is
+  carried on.
 - A value outside the catalogue's bounds is junk and is left out: the server would refuse the whole sample.
 - A GPU of which nothing answers is lost, whatever its errors say.
 """
@@ -58,13 +59,39 @@ class NoReading(Exception):
 class Source:
     """One question to one GPU. `name` says which call it is, once per GPU. `fields` are those that `ask` can
     give; it may give fewer, and None for one that it missed this time. `ask` raises NoReading, GpuLost or
-    NvmlUnavailable. `forget` drops what `ask` keeps from sample to sample."""
+    NvmlUnavailable. `slow` is for how many slow intervals an answer is carried on; 0 is asked at each sample.
+    `forget` drops what `ask` keeps from sample to sample."""
 
     name: str
     fields: frozenset[str]
     ask: Callable[[], Reading]
-    slow: bool = False
+    slow: float = 0.0
     forget: Callable[[], None] | None = None
+
+
+class Refusals:
+    """What one GPU never answers: name → reason. It is forgotten after an hour, because MIG can be switched on
+    and off on a running Hopper."""
+
+    def __init__(self, monotonic: Monotonic) -> None:
+        self.reasons: dict[str, str] = {}
+        self._monotonic = monotonic
+        self._forget_at = monotonic() + ASK_AGAIN_AFTER_SECONDS
+
+    def reconsider(self) -> None:
+        """Forgets what was refused, once an hour."""
+        now = self._monotonic()
+        if now >= self._forget_at:
+            self.reasons.clear()
+            self._forget_at = now + ASK_AGAIN_AFTER_SECONDS
+
+    def note(self, name: str, error: NoReading, *, worked: bool) -> bool:
+        """Remembers what is never to be had; `worked` says whether it has been had before. False where it may
+        be had another time."""
+        lasting = error.verdict is Verdict.UNSUPPORTED or (error.verdict is Verdict.REFUSED and not worked)
+        if lasting:
+            self.reasons[name] = str(error)
+        return lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +110,7 @@ class GpuReader:
         self._slow_interval_seconds = slow_interval_seconds
         self._monotonic = monotonic
         self._given: dict[str, set[str]] = {}  # source → fields it has given; a key is a source that worked
-        self._unsupported: dict[str, str] = {}  # source → reason
-        self._ask_again_at = monotonic() + ASK_AGAIN_AFTER_SECONDS
+        self._refusals = Refusals(monotonic)  # of sources
         self._carried: dict[str, tuple[float, Reading]] = {}  # slow source → when due, its last answer
 
     def read(self) -> Reading:
@@ -107,21 +133,19 @@ class GpuReader:
         """What the GPU supports, as far as it has been asked."""
         given = frozenset().union(*self._given.values())
         reasons = {
-            field: f"{source.name}: {self._unsupported.get(source.name, 'no value')}"
+            field: f"{source.name}: {self._refusals.reasons.get(source.name, 'no value')}"
             for source in self._sources
             for field in source.fields - given
         }
         return Support(given, reasons)
 
     def _read(self, now: float) -> Reading:
-        if now >= self._ask_again_at:
-            self._unsupported.clear()
-            self._ask_again_at = now + ASK_AGAIN_AFTER_SECONDS
+        self._refusals.reconsider()
         settled: dict[str, Any] = {}  # None: missed this time
         answered, missed = 0, ""
         silent = 0
         for source in self._sources:
-            if source.name in self._unsupported or (source.fields and settled.keys() >= source.fields):
+            if source.name in self._refusals.reasons or (source.fields and settled.keys() >= source.fields):
                 continue
             due, carried = self._carried.get(source.name, (now, {}))
             if now < due:
@@ -141,7 +165,7 @@ class GpuReader:
                 answered += 1
             settled.update(answer)
             if source.slow and None not in answer.values():
-                self._carried[source.name] = (now + self._slow_interval_seconds, answer)
+                self._carried[source.name] = (now + source.slow * self._slow_interval_seconds, answer)
         if silent >= SILENT_SOURCES and not answered:
             raise GpuLost(f"the GPU answers nothing any more, last {missed}")
         return {field: value for field, value in settled.items() if value is not None}
@@ -162,9 +186,7 @@ class GpuReader:
 
     def _note_failure(self, source: Source, error: NoReading) -> bool:
         """Remembers what is never to be had. True where the source may answer another time."""
-        never_worked = source.name not in self._given
-        lasting = error.verdict is Verdict.UNSUPPORTED or (error.verdict is Verdict.REFUSED and never_worked)
+        lasting = self._refusals.note(source.name, error, worked=source.name in self._given)
         if lasting:
-            self._unsupported[source.name] = str(error)
             self._given.pop(source.name, None)
         return not lasting

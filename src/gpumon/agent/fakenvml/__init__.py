@@ -3,7 +3,7 @@
 install        puts the library under the binding; dispatch
 calls, lists, fields, mig, gpm, events, library   what NVML's functions answer, by subject
 state          handles, initialisation, the scenario as it stands now
-simnode, simgpu, loadcurve                        the simulated node and GPUs as functions of time
+simnode, simgpu, timeline, loadcurve              the simulated node and GPUs as functions of time
 scenario, scenario_file                           the TOML: its types; reading and checking it
 abi            the numbers of nvml.h
 models/        GPU models as data;  demo.toml     the scenario of `gpumon demo`

@@ -200,25 +200,6 @@ def nvmlDeviceGetRemappedRows(
     return Return.SUCCESS
 
 
-def nvmlDeviceGetMigMode(gpu: SimGpu, t: float, current: Any, pending: Any) -> int:
-    if not gpu.model.mig_max:
-        return Return.NOT_SUPPORTED
-    current._obj.value = pending._obj.value = int(gpu.mig_enabled)
-    return Return.SUCCESS
-
-
-def nvmlDeviceGetMaxMigDeviceCount(gpu: SimGpu, t: float, count: Any) -> int:
-    count._obj.value = gpu.model.mig_max
-    return Return.SUCCESS
-
-
-def nvmlDeviceGetGpuInstanceId(gpu: SimGpu, t: float, number: Any) -> int:
-    return Return.NOT_SUPPORTED  # only instances have one
-
-
-nvmlDeviceGetComputeInstanceId = nvmlDeviceGetGpuInstanceId
-
-
 def nvmlDeviceGetSupportedEventTypes(gpu: SimGpu, t: float, types: Any) -> int:
     types._obj.value = EVENTS_SUPPORTED
     return Return.SUCCESS

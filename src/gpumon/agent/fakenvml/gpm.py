@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gpumon.agent.fakenvml.abi import Return
 from gpumon.agent.fakenvml.calls import number
-from gpumon.agent.fakenvml.simgpu import MIB, SimGpu
+from gpumon.agent.fakenvml.simgpu import MIB, MigInstance, SimGpu
 from gpumon.agent.fakenvml.state import State
 
 _VERSION = 1
@@ -20,7 +20,7 @@ class GpmSample:
     """A sample: of which GPU, which of its instances, and when. Empty until it is taken."""
 
     gpu: SimGpu | None = None
-    gpu_instance: int | None = None
+    instance: MigInstance | None = None
     t: float = 0.0
 
 
@@ -37,7 +37,10 @@ METRICS: Final[dict[int, Callable[[SimGpu, float], float]]] = {
     60: lambda gpu, busy: gpu.traffic_bytes(busy)[2] / MIB,  # NVLink in, out
     61: lambda gpu, busy: gpu.traffic_bytes(busy)[2] / MIB,
 }
-"""Metric id → its value for the mean share of the GPU in use: per cent, or MiB a second."""
+"""Metric id → its value for the mean share of the GPU or instance in use: per cent, or MiB a second."""
+
+_OF_WHOLE_GPU = {20, 21, 60, 61}
+"""Metrics of links, which an instance has none of."""
 
 
 def nvmlGpmQueryDeviceSupport(state: State, t: float, device: Any, support: Any) -> int:
@@ -81,10 +84,11 @@ def _take(state: State, t: float, device: Any, sample: Any, gpu_instance: int | 
         return Return.INVALID_ARGUMENT
     if not gpu.model.gpm:
         return Return.NOT_SUPPORTED
-    ids = {instance.gpu_instance for instance in gpu.instances if instance is not None}
-    if gpu_instance is not None and gpu_instance not in ids:
+    by_id = {instance.gpu_instance: instance for instance in gpu.instances if instance is not None}
+    if gpu_instance is not None and gpu_instance not in by_id:
         return Return.INVALID_ARGUMENT
-    target.gpu, target.gpu_instance, target.t = gpu, gpu_instance, t
+    target.gpu, target.t = gpu, t
+    target.instance = None if gpu_instance is None else by_id[gpu_instance]
     return Return.SUCCESS
 
 
@@ -98,16 +102,20 @@ def nvmlGpmMetricsGet(state: State, t: float, request: Any) -> int:
     gpu = second.gpu
     if gpu is None or first.gpu is None or first.gpu.uuid != gpu.uuid or first.t > second.t:
         return Return.INVALID_ARGUMENT
-    if first.gpu_instance != second.gpu_instance:
+    if (first.instance and first.instance.uuid) != (second.instance and second.instance.uuid):
         return Return.INVALID_ARGUMENT
     for i in range(request.numMetrics):
         metric = request.metrics[i]
         measure = METRICS.get(metric.metricId)
-        if measure is None:
+        if measure is None or (second.instance is not None and metric.metricId in _OF_WHOLE_GPU):
             metric.nvmlReturn = Return.NOT_SUPPORTED
         elif first.t == second.t:
             metric.nvmlReturn = Return.NO_DATA
         else:
-            metric.value = measure(gpu, gpu.mean_busy(first.t, second.t))
+            metric.value = measure(gpu, _mean_busy(gpu, second.instance, first.t, second.t))
             metric.nvmlReturn = Return.SUCCESS
     return Return.SUCCESS
+
+
+def _mean_busy(gpu: SimGpu, instance: MigInstance | None, start: float, end: float) -> float:
+    return gpu.mean_busy(start, end) if instance is None else gpu.mean_busy_of(instance, start, end)

@@ -25,7 +25,7 @@ from typing import Any, Final
 import pynvml
 
 from gpumon import clock
-from gpumon.agent.fakenvml import calls, events, fields, gpm, library, lists, scenario_file
+from gpumon.agent.fakenvml import calls, events, fields, gpm, library, lists, mig, scenario_file
 from gpumon.agent.fakenvml.abi import ERRORS, Return
 from gpumon.agent.fakenvml.library import WITHOUT_INIT
 from gpumon.agent.fakenvml.mig import MIG_CALLS, NOT_ON_MIG_PARENT
@@ -43,7 +43,7 @@ def _functions(*modules: ModuleType) -> dict[str, Function]:
     }
 
 
-GPU_CALLS: Final = _functions(calls, lists, fields)
+GPU_CALLS: Final = _functions(calls, lists, fields, mig)
 LIBRARY_CALLS: Final = _functions(library, gpm, events)
 CALLS: Final = frozenset(GPU_CALLS) | frozenset(LIBRARY_CALLS)
 """Every NVML function that the simulated library has."""

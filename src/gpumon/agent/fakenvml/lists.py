@@ -13,9 +13,11 @@ from typing import Any
 from gpumon.agent.fakenvml.abi import NOT_AVAILABLE, Return
 from gpumon.agent.fakenvml.calls import Call, number
 from gpumon.agent.fakenvml.simgpu import Held, SimGpu
+from gpumon.agent.fakenvml.timeline import HISTORY_SECONDS
 
 _UTILIZATION_INFO_V1 = 0x01000018
 _SAMPLES_PER_SECOND = 6
+_MICRO = 1_000_000
 _DOUBLE_BIT_ERROR = 1
 _JUNK: Sequence[tuple[int, int]] = ((0, 37_100), (4_294_967_295, 101))
 """Rows seen from real drivers: (pid, utilisation in %)."""
@@ -48,12 +50,15 @@ nvmlDeviceGetMPSComputeRunningProcesses_v3 = _of_gpu("mps")
 
 
 def _working(gpu: SimGpu, t: float, seen: int) -> tuple[int, list[tuple[int, int]]]:
-    """Rows (pid, utilisation in %) newer than `seen`, and their time in microseconds. Only who worked has one."""
-    at = int(t * _SAMPLES_PER_SECOND) * 1_000_000 // _SAMPLES_PER_SECOND
+    """Rows (pid, mean utilisation in %) over what is remembered since `seen`, and the time of the last sample, in
+    microseconds. Only who worked has one, also a process that has ended since."""
+    at = int(t * _SAMPLES_PER_SECOND) * _MICRO // _SAMPLES_PER_SECOND
     if at <= seen:
         return at, []
-    busy = 100 * gpu.busy(t)
-    rows = [(process.pid, round(busy * process.share)) for process in gpu.held]
+    end = at / _MICRO
+    start = max(seen / _MICRO, end - HISTORY_SECONDS)
+    worked = gpu.timeline.by_pid(start, end)
+    rows = [(pid, round(100 * seconds / (end - start))) for pid, seconds in worked.items()]
     rows = [row for row in rows if row[1]]
     return at, [*rows, *_JUNK] if gpu.entry.junk_rows else rows
 

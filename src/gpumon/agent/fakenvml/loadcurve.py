@@ -19,6 +19,10 @@ Period = Annotated[float, Meta(gt=0)]
 class Load(Protocol):
     """Share of a GPU that is in use, 0 to 1, over Unix time in seconds."""
 
+    @property
+    def peak(self) -> float:
+        """The largest share."""
+
     def at(self, t: float, phase: float) -> float:
         """The share at an instant."""
 
@@ -30,6 +34,11 @@ class Steady(msgspec.Struct, frozen=True):
     """Always the same. In a scenario: a bare number, `utilization = 42`."""
 
     percent: float
+
+    @property
+    def peak(self) -> float:
+        """See Load."""
+        return self.percent / 100
 
     def at(self, t: float, phase: float) -> float:
         """See Load."""
@@ -50,6 +59,11 @@ class Wave(msgspec.Struct, frozen=True, tag_field="shape", tag="wave", kw_only=T
     def __post_init__(self) -> None:
         if not self.swing <= self.mean <= 100 - self.swing:
             raise ValueError("mean - swing must be at least 0 and mean + swing at most 100")
+
+    @property
+    def peak(self) -> float:
+        """See Load."""
+        return (self.mean + self.swing) / 100
 
     def at(self, t: float, phase: float) -> float:
         """See Load."""
@@ -82,6 +96,11 @@ class Bursts(
     period_seconds: Annotated[Period, Meta(description="time from one start to the next, in seconds")] = 600
     duty: Annotated[float, Meta(gt=0, lt=1, description="share of the period that is busy, 0 to 1")] = 0.5
 
+    @property
+    def peak(self) -> float:
+        """See Load."""
+        return max(self.busy, self.idle) / 100
+
     def at(self, t: float, phase: float) -> float:
         """See Load."""
         return (self.busy if (t / self.period_seconds + phase) % 1 < self.duty else self.idle) / 100
@@ -98,6 +117,3 @@ class Bursts(
         part = periods - whole
         per_period = self.duty * self.busy + (1 - self.duty) * self.idle
         return whole * per_period + min(part, self.duty) * self.busy + max(0.0, part - self.duty) * self.idle
-
-
-IDLE = Steady(percent=0)

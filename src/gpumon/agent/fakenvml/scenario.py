@@ -13,6 +13,14 @@ They are written in TOML and read by `scenario_file`:
       [[node.processes]]
       gpu = 0
       cmdline = "train\\.py"                      # real processes of this node; or pid = 4242
+      utilization = 40                            # its own load: a GPU is as busy as its processes together
+      from = 60                                   # it runs from then on, until `to`; left out: always
+
+      [[node.pods]]
+      name = "train-7f9c4-x2x5k"
+      owner = "Deployment/train"
+      gpus = [0]
+      pids = [4242]
 
       [[node.events]]
       gpu = 1
@@ -27,6 +35,7 @@ They are written in TOML and read by `scenario_file`:
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
@@ -34,7 +43,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from gpumon.agent.fakenvml.loadcurve import Bursts, Percent, Period, Steady, Wave
+from gpumon.agent.fakenvml.loadcurve import Bursts, Load, Percent, Period, Steady, Wave
 
 Moment = float | datetime
 Index = Annotated[int, Meta(ge=0)]
@@ -83,14 +92,24 @@ class GpuModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A time with an optional start and end."""
 
-    from_: Annotated[Moment, Meta(description="seconds after the start, or a date-time with Z")] = msgspec.field(
-        default=0, name="from"
-    )
-    to: Annotated[Moment | None, Meta(description="seconds after the start, or a date-time with Z")] = None
+    from_: Annotated[
+        Moment | None, Meta(description="seconds after the start, or a date-time with Z; left out: always before")
+    ] = msgspec.field(default=None, name="from")
+    to: Annotated[
+        Moment | None, Meta(description="seconds after the start, or a date-time with Z; left out: for ever")
+    ] = None
+
+    def span(self, started: float) -> tuple[float, float]:
+        """Start and end in Unix seconds, infinite where it has none; `started` is when the simulation began."""
+        return (
+            -math.inf if self.from_ is None else instant(self.from_, started),
+            math.inf if self.to is None else instant(self.to, started),
+        )
 
     def holds(self, t: float, started: float) -> bool:
         """Whether an instant (Unix seconds) lies within; `started` is when the simulation began."""
-        return instant(self.from_, started) <= t and (self.to is None or t < instant(self.to, started))
+        start, end = self.span(started)
+        return start <= t < end
 
 
 class GpuEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,18 +147,20 @@ class GpuEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool, Meta(description="per-process utilisation also has the rows of nonsense that drivers give")
     ] = False
 
-    def load(self, phase: float) -> Steady | Wave | Bursts:
+    def load(self, phase: float) -> Load:
         """The GPU's load; left out in the file, it is a wave whose height comes from the GPU's identity."""
         if self.utilization is None:
             mean = 15 + 70 * phase
             return Wave(mean=mean, swing=min(mean, 100 - mean) * 0.9, period_seconds=300 + 600 * phase)
-        if isinstance(self.utilization, Wave | Bursts):
-            return self.utilization
-        return Steady(percent=self.utilization)
+        return _load(self.utilization)
 
 
-class ProcessEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A process with a context on a GPU, or several that a pattern finds."""
+def _load(utilization: float | Wave | Bursts) -> Load:
+    return utilization if isinstance(utilization, Wave | Bursts) else Steady(percent=utilization)
+
+
+class ProcessEntry(Window, frozen=True, kw_only=True):
+    """A process with a context on a GPU, or several that a pattern finds; with a time, only then."""
 
     gpu: Annotated[Index, Meta(description="index of the GPU on its node")] = 0
     pid: Annotated[Pid | None, Meta(description="process id; this or cmdline")] = None
@@ -154,7 +175,39 @@ class ProcessEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     memory_known: Annotated[bool, Meta(description="false: the driver can't tell its memory")] = True
     share: Annotated[float, Meta(ge=0, description="its weight in the GPU's utilisation")] = 1
+    utilization: Annotated[
+        Percent | Wave | Bursts | None,
+        Meta(
+            description="its own load, in % of the GPU or of the MIG instance it runs in: a number, or the shape "
+            '"wave" or "bursts" as of a GPU. A GPU is then as busy as its processes together; where peaks pass '
+            "100, all are scaled down"
+        ),
+    ] = None
     mig: Annotated[Index | None, Meta(description="index of the MIG instance it runs in")] = None
+
+    def load(self) -> Load | None:
+        """Its own load; None where it has a share of the GPU's."""
+        return None if self.utilization is None else _load(self.utilization)
+
+
+class PodEntry(Window, frozen=True, kw_only=True):
+    """A pod that holds GPUs, for machines without Kubernetes: where a node has one, the agent asks neither kubelet
+    nor API, and takes the pids of its processes for those of the pod."""
+
+    name: Annotated[str, Meta(min_length=1, description="name of the pod")]
+    namespace: Annotated[str, Meta(min_length=1, description="its namespace")] = "default"
+    container: Annotated[str, Meta(min_length=1, description="its one container")] = "main"
+    owner: Annotated[
+        Annotated[str, Meta(pattern="^[^/]+/[^/]+$")] | None,
+        Meta(description='the workload it belongs to, as "Deployment/name"'),
+    ] = None
+    labels: Annotated[dict[str, str], Meta(description="its labels")] = {}
+    gpus: Annotated[list[Index], Meta(description="indices of the GPUs that it holds")] = []
+    replicas: Annotated[
+        int, Meta(ge=1, le=100, description="into so many replicas its GPUs are shared out; it holds one of each")
+    ] = 1
+    mig: Annotated[Index | None, Meta(description="index of the MIG instance that it holds of its GPUs")] = None
+    pids: Annotated[list[Pid], Meta(description="its processes")] = []
 
 
 class EventEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,6 +235,8 @@ class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     match: Annotated[str, Meta(min_length=1, description="glob of node names")]
     gpus: Annotated[list[GpuEntry], Meta(description="the GPUs, in the order of their indices")] = []
     processes: Annotated[list[ProcessEntry], Meta(description="what runs on them")] = []
+    pods: Annotated[list[PodEntry], Meta(description="pods that hold the GPUs")] = []
+    labels: Annotated[dict[str, str], Meta(description="labels of the node")] = {}
     events: Annotated[list[EventEntry], Meta(description="Xid errors")] = []
     faults: Annotated[list[FaultEntry], Meta(description="calls that fail or are slow")] = []
     init_error: Annotated[str | None, Meta(description="what nvmlInit returns instead of success")] = None

@@ -24,6 +24,7 @@ from gpumon.agent.fakenvml.scenario import (
     GpuEntry,
     GpuModel,
     NodeEntry,
+    PodEntry,
     ProcessEntry,
     Scenario,
     Window,
@@ -34,6 +35,7 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
     "node": NodeEntry,
     "gpus": GpuEntry,
     "processes": ProcessEntry,
+    "pods": PodEntry,
     "events": EventEntry,
     "faults": FaultEntry,
     "lost": Window,
@@ -120,6 +122,8 @@ def _problems(scenario: Scenario, calls: Collection[str]) -> Iterator[tuple[str,
         gpus = [entry for entry in node.gpus for _ in range(entry.count)]
         for i, process in enumerate(node.processes):
             yield from _process_problems(f"{at}.processes[{i}]", process, gpus)
+        for i, pod in enumerate(node.pods):
+            yield from _pod_problems(f"{at}.pods[{i}]", pod, gpus)
         for i, event in enumerate(node.events):
             yield from _no_such_gpu(f"{at}.events[{i}].gpu", event.gpu, gpus)
             yield from _naive(f"{at}.events[{i}].at", event.at)
@@ -164,6 +168,7 @@ def _process_problems(where: str, process: ProcessEntry, gpus: list[GpuEntry]) -
         re.compile(process.cmdline or "")
     except re.error as error:
         yield f"{where}.cmdline", f"is no regular expression: {error}"
+    yield from _window_problems(where, process)
     yield from _no_such_gpu(f"{where}.gpu", process.gpu, gpus)
     if process.gpu < len(gpus):
         profiles = gpus[process.gpu].mig
@@ -171,6 +176,15 @@ def _process_problems(where: str, process: ProcessEntry, gpus: list[GpuEntry]) -
             yield f"{where}.mig", f"names no instance; the GPU's mig is {profiles}"
         if process.mig is None and any(profiles):
             yield where, "has no mig; on a GPU in MIG mode a process runs in an instance, write its index"
+
+
+def _pod_problems(where: str, pod: PodEntry, gpus: list[GpuEntry]) -> Iterator[tuple[str, str]]:
+    yield from _window_problems(where, pod)
+    for i, index in enumerate(pod.gpus):
+        yield from _no_such_gpu(f"{where}.gpus[{i}]", index, gpus)
+        profiles = gpus[index].mig if index < len(gpus) else []
+        if profiles and (pod.mig is None or pod.mig >= len(profiles) or not profiles[pod.mig]):
+            yield f"{where}.mig", f"names no instance; the GPU's mig is {profiles}"
 
 
 def _unknown_name(where: str, name: str, known: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -201,6 +215,10 @@ def _no_such_gpu(where: str, index: int, gpus: list[GpuEntry]) -> Iterator[tuple
 def _window_problems(where: str, window: Window) -> Iterator[tuple[str, str]]:
     yield from _naive(f"{where}.from", window.from_)
     yield from _naive(f"{where}.to", window.to)
+    start, end = window.span(0.0)
+    alike = isinstance(window.from_, datetime) is isinstance(window.to, datetime)
+    if alike and end <= start:
+        yield where, "ends before it begins; write a `to` that is later than `from`"
 
 
 def _naive(where: str, moment: object) -> Iterator[tuple[str, str]]:

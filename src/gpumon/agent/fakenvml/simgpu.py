@@ -1,16 +1,16 @@
 """One simulated GPU: what is true of it at an instant. It knows nothing of NVML's calls.
 
-Values are pure functions of time. Counters are sums in closed form (see `loadcurve`) on top of whole numbers
+Values are pure functions of time. Counters are sums in closed form (see `timeline`) on top of whole numbers
 carried over from before: so they never step back, agree with power, and go on without a jump when the
 scenario is edited or a process that makes the GPU busy starts or ends.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gpumon.agent.fakenvml import loadcurve
-from gpumon.agent.fakenvml.scenario import GpuEntry, GpuModel
+from gpumon.agent.fakenvml.scenario import GpuEntry, GpuModel, MigProfile
+from gpumon.agent.fakenvml.timeline import Timeline
 
 MIB = 2**20
 GIB = 2**30
@@ -20,11 +20,10 @@ THERMAL_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A process with the memory that it holds; `share` is its part of the GPU's use, 0 to 1."""
+    """A process with the memory that it holds."""
 
     pid: int
     kind: str
-    share: float
     memory_bytes: int | None
     gpu_instance: int
     compute_instance: int
@@ -61,7 +60,8 @@ class MigInstance:
 
     index: int
     uuid: str
-    profile: str
+    name: str
+    profile: MigProfile
     gpu_instance: int
     memory: Memory
     held: tuple[Held, ...]
@@ -76,12 +76,16 @@ class SimGpu:
     model: GpuModel
     uuid: str
     phase: float
-    load: loadcurve.Load
+    timeline: Timeline
     memory: Memory
     held: tuple[Held, ...]
     instances: tuple[MigInstance | None, ...]
     carried: Carried
     lost: tuple[tuple[float, float], ...]
+
+    def after(self, before: SimGpu, t: float) -> SimGpu:
+        """This GPU from an instant on, with the counters and the remembered work of what it was until then."""
+        return replace(self, carried=before.counters(t), timeline=self.timeline.after(before.timeline, t))
 
     def is_lost(self, t: float) -> bool:
         """Whether the GPU has fallen off the bus at an instant."""
@@ -94,11 +98,16 @@ class SimGpu:
 
     def busy(self, t: float) -> float:
         """Share of the GPU in use at an instant, 0 to 1."""
-        return self.load.at(t, self.phase)
+        return self.timeline.at(t)
 
     def mean_busy(self, start: float, end: float) -> float:
         """Mean share in use over a time that is not empty, 0 to 1."""
-        return self.load.integral(start, end, self.phase) / (end - start)
+        return self.timeline.integral(start, end) / (end - start)
+
+    def mean_busy_of(self, instance: MigInstance, start: float, end: float) -> float:
+        """Mean share of a MIG instance in use over a time that is not empty, 0 to 1."""
+        fraction = instance.profile.compute_slices / self.model.mig_max
+        return self.timeline.of_instance(instance.index, start, end) / fraction / (end - start)
 
     def power_watts(self, t: float) -> float:
         """Power at an instant."""
@@ -129,7 +138,7 @@ class SimGpu:
     def counters(self, t: float) -> Carried:
         """Every counter at an instant; an instant before the last change counts as that change."""
         elapsed = max(0.0, t - self.carried.since)
-        worked = self.load.integral(self.carried.since, self.carried.since + elapsed, self.phase)
+        worked = self.timeline.integral(self.carried.since, self.carried.since + elapsed)
         if self.entry.power_watts is not None:
             joules = self.entry.power_watts * elapsed
         else:

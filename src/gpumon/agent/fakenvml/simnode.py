@@ -1,7 +1,7 @@
 """A node's simulated GPUs as a scenario has them now: their identity, processes, memory, and when they are lost.
 
-A GPU whose processes are all given by `cmdline` is busy only while one of them runs: a pod that trains makes
-it busy, and when the pod ends, so does the load.
+A GPU whose processes are all given by `cmdline` or a time is busy only while one of them runs: a pod that trains
+makes it busy, and when the pod ends, so does the load.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpumon.agent.fakenvml import loadcurve, scenario_file
+from gpumon.agent.fakenvml import scenario_file
 from gpumon.agent.fakenvml.abi import NO_INSTANCE
 from gpumon.agent.fakenvml.scenario import GpuEntry, GpuModel, MigProfile, NodeEntry, ProcessEntry, Window, instant
 from gpumon.agent.fakenvml.simgpu import MIB, Carried, Held, Memory, MigInstance, SimGpu
+from gpumon.agent.fakenvml.timeline import Ground, Timeline, Worker, make_timeline
 
 _NAMES = uuid.uuid5(uuid.NAMESPACE_DNS, "fake.gpumon.invalid")
 _XID_OFF_THE_BUS = 79
@@ -26,43 +27,43 @@ _PAGE = 2 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process that has a context on a GPU now. `mig` is the index of its instance."""
+    """A process that was found, with its entry; it has a context on a GPU in the time of its entry."""
 
     pid: int
-    kind: str
-    share: float
-    memory_mib: float | None
-    memory_known: bool
-    mig: int | None
+    entry: ProcessEntry
 
 
-def find_running(entry: NodeEntry, proc: Path) -> list[tuple[int, Running]]:
-    """The processes of a node that run now, as (GPU index, process): the cost is a look into `proc`."""
+def find_running(entry: NodeEntry, proc: Path) -> list[Running]:
+    """The processes of a node that run now or are known to run at some time: the cost is a look into `proc`."""
     searched = any(process.cmdline is not None for process in entry.processes)
     lines = dict(_command_lines(proc)) if searched else {}
-    return [
-        (
-            process.gpu,
-            Running(pid, process.kind, process.share, process.memory_mib, process.memory_known, process.mig),
-        )
-        for process in entry.processes
-        for pid in _pids(process, lines)
-    ]
+    return [Running(pid, process) for process in entry.processes for pid in _pids(process, lines)]
+
+
+def unchanged_within(running: Sequence[Running], started: float, t: float) -> tuple[float, float]:
+    """The time around an instant in which the same of these processes run."""
+    edges = [edge for process in running for edge in process.entry.span(started)]
+    before = max((edge for edge in edges if edge <= t), default=-math.inf)
+    return before, min((edge for edge in edges if edge > t), default=math.inf)
 
 
 def make_gpus(
-    node: str, entry: NodeEntry, running: Sequence[tuple[int, Running]], started: float, t: float
+    node: str, entry: NodeEntry, running: Sequence[Running], started: float, t: float
 ) -> Iterator[SimGpu]:
-    """The GPUs of a node, with counters that have counted since the driver was loaded."""
+    """The GPUs of a node as they are at an instant, with counters that have counted since the driver was
+    loaded."""
     for index, spec in enumerate(gpu for gpu in entry.gpus for _ in range(gpu.count)):
-        here = [process for gpu, process in running if gpu == index]
+        entries = [process for process in entry.processes if process.gpu == index]
+        here = [process for process in running if process.entry.gpu == index]
         gpu = _gpu(
             node,
             index,
             spec,
             scenario_file.models()[spec.model],
+            entries,
             here,
-            idle=not here and _waits_for_processes(entry, index),
+            started,
+            t,
             carried=Carried(since=min(t, entry.driver_loaded_at.timestamp())),
             lost=tuple(_lost(entry, spec, index, started)),
         )
@@ -74,20 +75,24 @@ def _gpu(
     index: int,
     entry: GpuEntry,
     model: GpuModel,
-    running: Sequence[Running],
-    idle: bool,
+    entries: Sequence[ProcessEntry],
+    here: Sequence[Running],
+    started: float,
+    t: float,
     carried: Carried,
     lost: tuple[tuple[float, float], ...],
 ) -> SimGpu:
-    """A GPU with its processes. `idle`: the scenario's load waits for processes that don't run now."""
+    """A GPU with its processes: `entries` are those that it may have, `here` those that were found."""
     seed = uuid.uuid5(_NAMES, f"{node}/{index}")
     phase = seed.int % 10_000 / 10_000
     total, reserved = model.memory_mib * MIB, model.memory_reserved_mib * MIB
     base = model.memory_idle_mib * MIB
+    present = [process for process in here if process.entry.holds(t, started)]
+    idle = not present and _waits_for_processes(entries)
     instances: tuple[MigInstance | None, ...] = ()
     if any(entry.mig):
         instances = tuple(
-            _instance(f"{node}/{index}", i, model.mig_profiles[profile], profile, running, phase, idle)
+            _instance(f"{node}/{index}", i, model.mig_profiles[profile], profile, present, phase)
             if profile
             else None
             for i, profile in enumerate(entry.mig)
@@ -96,14 +101,14 @@ def _gpu(
         held = tuple(process for instance in whole for process in instance.held)
         used = min(base + sum(instance.memory.used for instance in whole), total - reserved)
     else:
-        used, held = _hold(running, entry.memory_used_mib, total - reserved, base, phase, idle)
+        used, held = _hold(present, entry.memory_used_mib, total - reserved, base, phase, idle)
     return SimGpu(
         index=index,
         entry=entry,
         model=model,
         uuid=f"GPU-{seed}",
         phase=phase,
-        load=loadcurve.IDLE if idle else entry.load(phase),
+        timeline=_timeline(entry, model, entries, here, started, phase),
         memory=Memory(total, reserved, used),
         held=held,
         instances=instances,
@@ -112,23 +117,43 @@ def _gpu(
     )
 
 
-def _instance(
-    gpu: str,
-    index: int,
-    profile: MigProfile,
-    name: str,
-    running: Sequence[Running],
+def _timeline(
+    entry: GpuEntry,
+    model: GpuModel,
+    entries: Sequence[ProcessEntry],
+    here: Sequence[Running],
+    started: float,
     phase: float,
-    idle: bool,
+) -> Timeline:
+    own = {process.mig for process in entries if process.utilization is not None}
+    if any(entry.mig):
+        grounds = [
+            Ground(model.mig_profiles[profile].compute_slices / model.mig_max, i, i in own, unclaimed=not entries)
+            for i, profile in enumerate(entry.mig)
+            if profile
+        ]
+    else:
+        grounds = [Ground(own=bool(own), unclaimed=not _waits_for_processes(entries))]
+    workers = []
+    for process in here:
+        start, end = process.entry.span(started)
+        its = process.entry
+        workers.append(Worker(process.pid, its.share, its.load(), its.mig, start, end))
+    return make_timeline(entry.load(phase), grounds, workers, phase)
+
+
+def _instance(
+    gpu: str, index: int, profile: MigProfile, name: str, present: Sequence[Running], phase: float
 ) -> MigInstance:
-    inside = [process for process in running if process.mig == index]
+    inside = [process for process in present if process.entry.mig == index]
     total = profile.memory_mib * MIB
     # Instance 0 is the whole GPU in NVML's counting, so ids begin at 1, as on hardware with small profiles.
-    used, held = _hold(inside, None, total, 0, phase, idle or not inside, gpu_instance=index + 1)
+    used, held = _hold(inside, None, total, 0, phase, not inside, gpu_instance=index + 1)
     return MigInstance(
         index=index,
         uuid=f"MIG-{uuid.uuid5(_NAMES, f'{gpu}/mig/{index}')}",
-        profile=name,
+        name=name,
+        profile=profile,
         gpu_instance=index + 1,
         memory=Memory(total, 0, used),
         held=held,
@@ -136,7 +161,7 @@ def _instance(
 
 
 def _hold(
-    running: Sequence[Running],
+    present: Sequence[Running],
     used_mib: float | None,
     room: int,
     base: int,
@@ -146,14 +171,14 @@ def _hold(
 ) -> tuple[int, tuple[Held, ...]]:
     """Memory in use, in bytes, and who holds it. Processes without a size share what is left of it; in use is
     what the scenario says, else what sized processes hold, else a part that comes from the GPU's identity."""
-    wished = sum(p.memory_mib * MIB for p in running if p.memory_mib is not None)
+    sizes = [process.entry.memory_mib for process in present]
+    wished = sum(size * MIB for size in sizes if size is not None)
     squeeze = min(1.0, (room - base) / wished) if wished else 1.0  # a pattern may find more than fit
     sized = min(int(wished), room - base)
-    shares = sum(p.share for p in running) or 1.0
-    unsized = sum(p.share for p in running if p.memory_mib is None) or 1.0
+    unsized = sum(process.entry.share for process in present if process.entry.memory_mib is None) or 1.0
     if used_mib is not None:
         used = int(used_mib * MIB)
-    elif idle or (running and all(p.memory_mib is not None for p in running)):
+    elif idle or (sizes and None not in sizes):
         used = base + sized
     else:
         used = int(room * (0.35 + 0.5 * phase)) // _PAGE * _PAGE
@@ -161,35 +186,34 @@ def _hold(
     rest = used - base - sized
     held = tuple(
         Held(
-            pid=p.pid,
-            kind=p.kind,
-            share=p.share / shares,
-            memory_bytes=_size(p, squeeze, rest / unsized) if p.memory_known else None,
+            pid=process.pid,
+            kind=process.entry.kind,
+            memory_bytes=_size(process.entry, squeeze, rest / unsized) if process.entry.memory_known else None,
             gpu_instance=gpu_instance,
             compute_instance=gpu_instance if gpu_instance == NO_INSTANCE else 0,
         )
-        for p in running
+        for process in present
     )
     return used, held
 
 
-def _size(process: Running, squeeze: float, per_share: float) -> int:
+def _size(process: ProcessEntry, squeeze: float, per_share: float) -> int:
     if process.memory_mib is not None:
         return int(process.memory_mib * MIB * squeeze)
     return int(per_share * process.share)
 
 
-def _waits_for_processes(entry: NodeEntry, gpu: int) -> bool:
-    """Whether a GPU's load belongs to processes that are looked for: without them it idles."""
-    mine = [process for process in entry.processes if process.gpu == gpu]
-    return bool(mine) and all(process.cmdline is not None for process in mine)
+def _waits_for_processes(entries: Sequence[ProcessEntry]) -> bool:
+    """Whether a GPU's load belongs to processes that come and go: without them it idles."""
+    return bool(entries) and all(
+        process.cmdline is not None or (process.from_, process.to) != (None, None) for process in entries
+    )
 
 
 def _lost(entry: NodeEntry, spec: GpuEntry, index: int, started: float) -> Iterator[tuple[float, float]]:
     """When a GPU is lost: as its entry says, and from an Xid 79 on if the entry says nothing."""
     if isinstance(spec.lost, Window):
-        end = math.inf if spec.lost.to is None else instant(spec.lost.to, started)
-        yield instant(spec.lost.from_, started), end
+        yield spec.lost.span(started)
     elif spec.lost:
         yield -math.inf, math.inf
     else:

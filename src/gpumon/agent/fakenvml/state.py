@@ -1,9 +1,9 @@
 """What the simulated library holds: the node's GPUs as they are now, open handles, and what it was told to do.
 
-`refresh` brings it up to date at most once a second: the scenario if its file has changed, and the processes
-of the node if the scenario looks for some. A scenario that became wrong is logged and the last good one stays.
-Handles are opaque numbers; a handle of a GPU that was lost stays dead, as on hardware, until a new one is
-asked for.
+`refresh` brings it up to date: at most once a second with the scenario if its file has changed and the processes
+of the node if the scenario looks for some; and whenever a process begins or ends by its time. A scenario that
+became wrong is logged and the last good one stays. Handles are opaque numbers; a handle of a GPU that was lost
+stays dead, as on hardware, until a new one is asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ctypes import c_uint, c_void_p
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from gpumon.agent.fakenvml import scenario_file
 from gpumon.agent.fakenvml.abi import Return
 from gpumon.agent.fakenvml.scenario import NodeEntry, Scenario, instant
 from gpumon.agent.fakenvml.simgpu import MigInstance, SimGpu
-from gpumon.agent.fakenvml.simnode import Running, find_running, make_gpus
+from gpumon.agent.fakenvml.simnode import Running, find_running, make_gpus, unchanged_within
 from gpumon.errors import SettingsError
 
 log = logging.getLogger(__name__)
@@ -80,22 +80,25 @@ class State:
         self._addresses = itertools.count(_FIRST_HANDLE, _HANDLE_STEP)
         self._looked_at = t
         self._mtime = _mtime(path)
-        self._running: list[tuple[int, Running]] = []
+        self._running: list[Running] = []
+        self._unchanged_within = (t, t)
         entry = scenario.entry(node)
         self._adopt(entry, self._find(entry), t)
 
     def refresh(self, t: float) -> None:
         """Looks at the file and the processes, if that was a second ago. A clock set back counts, too."""
-        if abs(t - self._looked_at) < REFRESH_SECONDS:
+        if abs(t - self._looked_at) < REFRESH_SECONDS and self._holds_at(t):
             return
         with self.lock:
-            if abs(t - self._looked_at) < REFRESH_SECONDS:
-                return
-            self._looked_at = t
-            changed = self._reload()
-            entry = self.scenario.entry(self.node)
-            running = self._running if not changed and not _searches(entry) else self._find(entry)
-            if changed or running != self._running:
+            entry, running, changed = self.entry, self._running, not self._holds_at(t)
+            if abs(t - self._looked_at) >= REFRESH_SECONDS:
+                self._looked_at = t
+                reloaded = self._reload()
+                entry = self.scenario.entry(self.node)
+                if reloaded or _searches(entry):
+                    running = self._find(entry)
+                changed = changed or reloaded or running != self._running
+            if changed:
                 self._adopt(entry, running, t)
 
     def put(self, pointer: Any, target: Any) -> int:
@@ -209,22 +212,27 @@ class State:
         log.info("scenario_reloaded path=%s", self.path)
         return True
 
-    def _find(self, entry: NodeEntry | None) -> list[tuple[int, Running]]:
+    def _holds_at(self, t: float) -> bool:
+        """Whether the same processes run at an instant as when the GPUs were made."""
+        start, end = self._unchanged_within
+        return start <= t < end
+
+    def _find(self, entry: NodeEntry | None) -> list[Running]:
         return [] if entry is None else find_running(entry, self.proc)
 
-    def _adopt(self, entry: NodeEntry | None, running: list[tuple[int, Running]], t: float) -> None:
-        """Makes the GPUs anew. Counters go on from where they are, unless the driver was loaded anew: then
-        they begin, every handle is dead, and the library wants to be initialised."""
+    def _adopt(self, entry: NodeEntry | None, running: list[Running], t: float) -> None:
+        """Makes the GPUs anew. Counters go on from where they are, and what was done is remembered, unless the
+        driver was loaded anew: then they begin, every handle is dead, and the library wants to be
+        initialised."""
         gpus = [] if entry is None else list(make_gpus(self.node, entry, running, self.started, t))
         before, known = self.entry, self._by_uuid
         if before is not None and entry is not None and before.driver_loaded_at != entry.driver_loaded_at:
             self.references = 0
             self.forget_handles()
         else:
-            gpus = [
-                replace(gpu, carried=known[gpu.uuid].counters(t)) if gpu.uuid in known else gpu for gpu in gpus
-            ]
+            gpus = [gpu.after(known[gpu.uuid], t) if gpu.uuid in known else gpu for gpu in gpus]
         self.entry, self._running = entry, running
+        self._unchanged_within = unchanged_within(running, self.started, t)
         self._by_uuid = {gpu.uuid: gpu for gpu in gpus}
         self.gpus = gpus
 

@@ -3,7 +3,10 @@
 door           `Nvml`: opens and closes the library, finds its GPUs, reads one
 load           finding and loading the library, and what to say when there is none
 calls          the table: which call gives which fields of a sample
-fields, gpm, processes                            calls that give more than one
+fields, gpm    calls that give more than one
+use            who uses a GPU: of its processes, utilization, mig (instances of a GPU that is split)
+events         Xid errors that leave a GPU unfit, as they come
+handles        getting a GPU's handle, and who it is
 errors         what each of NVML's return codes means
 """
 

@@ -1,7 +1,8 @@
 """Every question that is asked of a GPU: which call, which group, which fields, how often.
 
 The order matters: a later call stands in for an earlier one that the GPU does not support. At one sample a
-second this makes nine calls for an H100, and a quarter of a call for the slow ones.
+second this makes nine calls for an H100 that works, one of them (`use`) for what its processes do, and half a
+call for the slow ones.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from typing import Any
 
 import pynvml
 
-from gpumon.agent.nvml import fields, gpm, processes
+from gpumon.agent.nvml import fields, gpm, mig, processes
 from gpumon.agent.nvml.errors import meaning
+from gpumon.agent.nvml.use import Use
 from gpumon.agent.ports import Reading
 from gpumon.agent.readings import Source
 
 _MIB = 2**20
 
 
-def sources(handle: Any, groups: frozenset[str]) -> tuple[Source, ...]:
-    """The sources of one GPU for the groups that are on, in the order in which to ask them."""
+def sources(handle: Any, groups: frozenset[str], use: Use | None) -> tuple[Source, ...]:
+    """The sources of one GPU for the groups that are on, in the order in which to ask them. `use` is who uses
+    it, where that is asked."""
     return (
-        *(_processes(handle) if "processes" in groups else ()),
+        *(_processes(use) if use is not None else ()),
         *_batch(handle, groups),
         *(call.source(handle) for call in CALLS if call.group in groups),
         *(_gpm(handle) if "utilization" in groups else ()),
@@ -124,12 +127,15 @@ class Call:
     group: str
     read: Callable[[Any], Reading]
     fields: tuple[str, ...]
-    slow: bool = False
+    slow: float = 0.0
 
     def source(self, handle: Any) -> Source:
         """The call as a source of one GPU."""
         return _source(self.name, self.fields, partial(self.read, handle), slow=self.slow)
 
+
+_CALM = 1 / 6
+"""In slow intervals: what changes within seconds, but needs no call at each sample."""
 
 _MEMORY = ("memory_total", "memory_used", "memory_free")
 CALLS = (
@@ -141,8 +147,8 @@ CALLS = (
     ),
     Call("nvmlDeviceGetMemoryInfo_v2", "memory", _memory_v2, (*_MEMORY, "memory_reserved")),
     Call("nvmlDeviceGetMemoryInfo", "memory", _memory_v1, _MEMORY),
-    Call("nvmlDeviceGetTemperatureV", "temperature", _temperature_v, ("temperature",)),
-    Call("nvmlDeviceGetTemperature", "temperature", _temperature, ("temperature",)),
+    Call("nvmlDeviceGetTemperatureV", "temperature", _temperature_v, ("temperature",), slow=_CALM),
+    Call("nvmlDeviceGetTemperature", "temperature", _temperature, ("temperature",), slow=_CALM),
     Call("nvmlDeviceGetPowerUsage", "power", _power_draw, ("power_draw",)),
     Call("nvmlDeviceGetTotalEnergyConsumption", "power", _energy, ("energy_mj",)),
     Call("nvmlDeviceGetEnforcedPowerLimit", "power", _enforced_power_limit, ("power_limit",), slow=True),
@@ -178,12 +184,12 @@ def _gpm(handle: Any) -> Iterator[Source]:
     yield _source(gpm.NAME, gpm.METRICS.values(), metrics.read, forget=metrics.forget)
 
 
-def _processes(handle: Any) -> Iterator[Source]:
-    """The rarely changing lists give no field of their own: they enter the count of the last source."""
-    lists = processes.ProcessLists(handle)
+def _processes(use: Use) -> Iterator[Source]:
+    """What rarely changes gives no field of its own: it enters the count of the last source."""
+    yield _source(mig.MODE, (), use.refresh_instances, slow=True)
     for name in (processes.GRAPHICS, processes.MPS):
-        yield _source(name, (), partial(lists.refresh, name), slow=True)
-    yield _source(processes.COMPUTE, ("process_count",), lists.count)
+        yield _source(name, (), partial(use.refresh_list, name), slow=True)
+    yield _source(processes.COMPUTE, ("process_count",), use.count, forget=use.forget)
 
 
 def _source(
@@ -191,7 +197,7 @@ def _source(
     fields: Iterable[str],
     read: Callable[[], Reading],
     *,
-    slow: bool = False,
+    slow: float = 0.0,
     forget: Callable[[], None] | None = None,
 ) -> Source:
     def ask() -> Reading:

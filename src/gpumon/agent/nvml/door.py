@@ -1,50 +1,65 @@
 """The door to NVML, real or fake: implements `gpumon.agent.ports.GpuLibrary`.
 
 `Nvml` opens and closes the library and finds its GPUs. What is asked of a GPU is in `calls`, by which
-rules in `readings`, what an error means in `errors`. Only this package and the
+rules in `readings`, who uses it in `use`, what an error means in `errors`. Only this package and the
 simulation import pynvml.
 
-Threads: one thread reads a GPU, another opens and closes. What is known of a GPU belongs to its reader; a
-GPU that is found again, or that has another handle when the library is opened anew, gets a new one. A reader
-that hangs in a call keeps its own, so nothing is freed under it.
+Threads: one thread reads a GPU, another opens and closes, and one waits for Xids (`events`). What is known of a
+GPU belongs to its reader; a GPU that is found again, or that has another handle when the library is opened anew,
+gets a new one. A reader that hangs in a call keeps its own, so nothing is freed under it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pynvml
 
 from gpumon import clock
 from gpumon.agent.nvml.calls import GROUPS, sources
-from gpumon.agent.nvml.errors import LIBRARY_GONE, meaning, verdict
+from gpumon.agent.nvml.errors import LIBRARY_GONE, meaning
+from gpumon.agent.nvml.events import XidWatch
+from gpumon.agent.nvml.handles import address, handle_of, identified, if_any
 from gpumon.agent.nvml.load import initialise
-from gpumon.agent.ports import Gpu, Reading
+from gpumon.agent.nvml.use import Use
+from gpumon.agent.ports import USE, Gpu, GpuUse, Reading
 from gpumon.agent.readings import GpuReader, NoReading, Support, Verdict
-from gpumon.clock import Monotonic
+from gpumon.clock import Monotonic, Now
 from gpumon.errors import GpuLost, NvmlUnavailable
 
 log = logging.getLogger(__name__)
 
+_NOT_WANTED = GpuUse(None, why_not="[GPU_METRICS] include_processes is off")
+
 SLOW_INTERVAL_SECONDS = 30.0
-_NO_UUID = "no-uuid-"
-"""With the index after it, stands for the identity of a GPU whose library gives no UUID."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Device:
-    """One GPU while the library is open. `busy` is held while its reader is in a call."""
+    """One GPU while the library is open. `use` is who uses it, where that is asked. `busy` is held while its
+    reader is in a call."""
 
     handle: Any
     reader: GpuReader
+    use: Use | None
     busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self) -> Reading:
+        """One sample. Raises GpuLost, NvmlUnavailable."""
+        with self.busy:
+            reading = self.reader.read()
+            if self.use is not None:
+                try:
+                    reading[USE] = self.use.read()
+                except GpuLost:
+                    self.reader.forget()
+                    raise
+            return reading
 
     def release(self) -> None:
         """Frees what the reader keeps in the library. What a hanging reader keeps is left to leak."""
@@ -65,12 +80,15 @@ class Nvml:
         *,
         slow_interval_seconds: float = SLOW_INTERVAL_SECONDS,
         monotonic: Monotonic = clock.monotonic,
+        now: Now = clock.now,
     ) -> None:
         self._groups = groups
         self._slow_interval_seconds = slow_interval_seconds
         self._monotonic = monotonic
+        self._now = now
         self._opened = False
         self._devices: dict[str, _Device] = {}  # made anew by every `open` and `close`
+        self._xids = XidWatch() if "health" in groups else None
         self._renewing = threading.Lock()
         self._left_out: Sequence[int] = ()
         self.driver_version: str | None = None
@@ -91,8 +109,8 @@ class Nvml:
         do."""
         initialise()
         try:
-            driver_version = _if_any(pynvml.nvmlSystemGetDriverVersion)
-            nvml_version = _if_any(pynvml.nvmlSystemGetNVMLVersion)
+            driver_version = if_any(pynvml.nvmlSystemGetDriverVersion)
+            nvml_version = if_any(pynvml.nvmlSystemGetNVMLVersion)
             gpus, devices, left_out = self._list()
         except pynvml.NVMLError as error:
             _shut_down()
@@ -104,6 +122,8 @@ class Nvml:
         for uuid, device in before.items():
             if devices.get(uuid) is not device:
                 device.release()
+                self._begins_anew(uuid)
+        self._watch()
         if was_open:
             _shut_down()
         return gpus
@@ -114,26 +134,31 @@ class Nvml:
             devices, self._devices = self._devices, {}
         for device in devices.values():
             device.release()
+        if self._xids is not None:
+            self._xids.stop()
         if self._opened:
             self._opened = False
             _shut_down()
 
     def read(self, gpu: Gpu) -> Reading:
-        """One sample of one GPU; what it does not support is left out. Raises GpuLost, NvmlUnavailable."""
+        """One sample of one GPU; what it does not support is left out. Under USE, who uses it. Raises GpuLost,
+        NvmlUnavailable."""
         device = self._devices.get(gpu.uuid)
         if device is None:
             if not self._opened:
                 raise NvmlUnavailable("NVML is closed: open it first.")
             raise GpuLost(f"GPU {gpu.uuid} was not there when NVML was opened.")
-        with device.busy:
-            return device.reader.read()
+        reading = device.read()
+        reading[USE] = replace(reading.get(USE, _NOT_WANTED), minor_number=gpu.minor_number)
+        unhealthy = None if self._xids is None else self._xids.unhealthy(gpu.uuid)
+        return reading if unhealthy is None else {**reading, "unhealthy": unhealthy}
 
     def find_again(self, gpu: Gpu) -> bool:
         """Gets a new handle by UUID and tries one call on it. Raises NvmlUnavailable."""
         devices = self._devices
         handle = None
         try:
-            handle = _handle_of(gpu)
+            handle = handle_of(gpu)
             pynvml.nvmlDeviceGetPerformanceState(handle)
         except pynvml.NVMLError as error:
             reason = meaning(error)
@@ -149,12 +174,24 @@ class Nvml:
             devices[gpu.uuid] = self._device(handle)
         if before is not None:
             before.release()
+        self._begins_anew(gpu.uuid)
+        self._watch()
         return True
 
     def support(self, gpu: Gpu) -> Support | None:
         """What the GPU has been found to support; None for a GPU that NVML has not."""
         device = self._devices.get(gpu.uuid)
         return None if device is None else device.reader.support
+
+    def _begins_anew(self, uuid: str) -> None:
+        if self._xids is not None:
+            self._xids.forget(uuid)
+
+    def _watch(self) -> None:
+        """Waits for Xids of the GPUs as they are now."""
+        if self._xids is not None:
+            with self._renewing:
+                self._xids.start({uuid: device.handle for uuid, device in self._devices.items()})
 
     def _list(self) -> tuple[list[Gpu], dict[str, _Device], list[int]]:
         """The GPUs, what belongs to each by UUID, and the indices of those that are left out. Raises
@@ -163,7 +200,7 @@ class Nvml:
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                gpu = _identified(index, handle)
+                gpu = identified(index, handle)
             except pynvml.NVMLError as error:
                 if error.value in LIBRARY_GONE:
                     raise
@@ -172,60 +209,18 @@ class Nvml:
                 continue
             gpus.append(gpu)
             known = self._devices.get(gpu.uuid)
-            same = known is not None and _address(known.handle) == _address(handle)
+            same = known is not None and address(known.handle) == address(handle)
             devices[gpu.uuid] = known if known is not None and same else self._device(handle)
         return gpus, devices, left_out
 
     def _device(self, handle: Any) -> _Device:
+        use = Use(handle, monotonic=self._monotonic, now=self._now) if "processes" in self._groups else None
         reader = GpuReader(
-            sources(handle, self._groups),
+            sources(handle, self._groups, use),
             slow_interval_seconds=self._slow_interval_seconds,
             monotonic=self._monotonic,
         )
-        return _Device(handle, reader)
-
-
-def _handle_of(gpu: Gpu) -> Any:
-    if gpu.uuid.startswith(_NO_UUID):
-        return pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
-    return pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-
-
-def _identified(index: int, handle: Any) -> Gpu:
-    """Who a GPU is. Raises NVMLError where its UUID can't be had now: under a name made up for the moment it
-    would be another GPU the next time."""
-    pci = _if_any(lambda: pynvml.nvmlDeviceGetPciInfo(handle))
-    return Gpu(
-        index=index,
-        uuid=_uuid(index, handle),
-        name=_if_any(lambda: pynvml.nvmlDeviceGetName(handle)) or "unknown GPU",
-        pci_bus_id=pci and pci.busId,
-        minor_number=_if_any(lambda: pynvml.nvmlDeviceGetMinorNumber(handle)),
-    )
-
-
-def _uuid(index: int, handle: Any) -> str:
-    try:
-        return str(pynvml.nvmlDeviceGetUUID(handle))
-    except pynvml.NVMLError as error:
-        if verdict(error.value) is Verdict.UNSUPPORTED:
-            return f"{_NO_UUID}{index}"
-        raise
-
-
-def _if_any(ask: Callable[[], T]) -> T | None:
-    """What the library answers, None where it does not: an identity is read with what there is of it. Raises
-    NVMLError where the library is gone."""
-    try:
-        return ask()
-    except pynvml.NVMLError as error:
-        if error.value in LIBRARY_GONE:
-            raise
-        return None
-
-
-def _address(handle: Any) -> int | None:
-    return ctypes.cast(handle, ctypes.c_void_p).value
+        return _Device(handle, reader, use)
 
 
 def _shut_down() -> None:

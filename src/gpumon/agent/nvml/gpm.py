@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pynvml
@@ -25,10 +26,15 @@ _ROUNDING = 1.0
 
 
 class Gpm:
-    """GPM of one GPU: two sample buffers in turn, given back by `forget`."""
+    """GPM of one GPU, or of one of its GPU instances where `gpu_instance` is its id: two sample buffers in turn,
+    given back by `forget`. `metrics` is metric id → the name that its value gets."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(
+        self, handle: Any, metrics: Mapping[int, str] = METRICS, *, gpu_instance: int | None = None
+    ) -> None:
         self._handle = handle
+        self._metrics = metrics
+        self._gpu_instance = gpu_instance
         self._buffers: list[Any] = []  # the older sample first, once `_taken`
         self._taken = False
         self._request: Any = None
@@ -38,16 +44,18 @@ class Gpm:
         if len(self._buffers) < 2:
             self._open()
         older, newer = self._buffers
-        pynvml.nvmlGpmSampleGet(self._handle, newer)
+        if self._gpu_instance is None:
+            pynvml.nvmlGpmSampleGet(self._handle, newer)
+        else:
+            pynvml.nvmlGpmMigSampleGet(self._handle, self._gpu_instance, newer)
         self._buffers = [newer, older]
         if not self._taken:
             self._taken = True
             return {}
         self._request.sample1, self._request.sample2 = older, newer
         pynvml.nvmlGpmMetricsGet(self._request)
-        return {
-            field: _percent(metric) for field, metric in zip(METRICS.values(), self._request.metrics, strict=False)
-        }
+        names = self._metrics.values()
+        return {name: _percent(metric) for name, metric in zip(names, self._request.metrics, strict=False)}
 
     def forget(self) -> None:
         """Frees both samples. The next reading is a first one again."""
@@ -63,8 +71,8 @@ class Gpm:
             self._buffers.append(pynvml.nvmlGpmSampleAlloc())
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-        self._request.numMetrics = len(METRICS)
-        for metric, number in zip(self._request.metrics, METRICS, strict=False):
+        self._request.numMetrics = len(self._metrics)
+        for metric, number in zip(self._request.metrics, self._metrics, strict=False):
             metric.metricId = number
 
 
