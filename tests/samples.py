@@ -38,3 +38,22 @@ def full_sample(**fields: Any) -> dict[str, Any]:
         sm_clock=1980,
         state="ok",
     ) | (fields)
+
+
+def pod(**fields: Any) -> dict[str, Any]:
+    """What the agent sends of a container that holds all of a GPU and uses half of its time."""
+    return {
+        "namespace": "research",
+        "pod": "train-0",
+        "container": "main",
+        "pod_uid": "1d5c2c3e-7f54-4f0e-8a55-2f1f3f0a9b11",
+        "owner_kind": "StatefulSet",
+        "owner_name": "train",
+        "held": True,
+        "method": "exclusive",
+        "gpu_share": 1.0,
+        "utilization": 50.0,
+        "memory_used": 19_000.5,
+        "energy_mj": 2_000_000.0,
+        "process_count": 2,
+    } | fields

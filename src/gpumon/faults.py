@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "null": "null", "bool": "true or false"}
+_PLACE = re.compile(r" - at (?:`key` in )?`\$\.")
 
 
 def explain(
     error: msgspec.ValidationError, choices: Callable[[str], Sequence[str]] = lambda _: ()
 ) -> tuple[str, str]:
     """(path of the field, what it must be). `choices` gives the values that a field with a fixed list may have."""
-    reason, _, at = str(error).partition(" - at `$.")
-    path = at.rstrip("`")
+    reason, *at = _PLACE.split(str(error), maxsplit=1)
+    path = at[0].rstrip("`") if at else ""
     if match := re.fullmatch(r"Object missing required field `(\w+)`", reason):
         return match[1], "is required"
     if match := re.fullmatch(r"Expected `([^`]+)`, got `(\w+)`", reason):

@@ -23,24 +23,31 @@ from hypothesis import strategies as st
 from gpumon.errors import StorageError
 from gpumon.model.fields import CSV_COLUMNS, FIELDS
 from gpumon.model.sample import BatchId
-from gpumon.server.accept import Acceptor
-from gpumon.server.csvlog import CsvLog, DatedRow, render
+from gpumon.server.accept import Accepted, Acceptor
+from gpumon.server.csvlog import CsvLog, render
+from gpumon.server.days import FileNames
 from gpumon.server.journal import Journal
-from gpumon.server.parts import HEADER
+from gpumon.server.tables import SAMPLES, DatedRow
 from tests.samples import NOON, full_sample, sample
 
 DAY = date(2026, 11, 24)
 ACCEPTOR = Acceptor(ZoneInfo("UTC"), timedelta(days=40_000), timedelta(days=40_000))
+NAMES = FileNames("gpu_metrics")
+HEADER = SAMPLES.header
+
+
+def accepted_of(*samples: dict[str, Any]) -> Accepted:
+    return ACCEPTOR.accept(msgspec.json.encode(list(samples)), NOON)
 
 
 def rows_of(*samples: dict[str, Any]) -> list[DatedRow]:
-    return ACCEPTOR.accept(msgspec.json.encode(list(samples)), NOON).rows
+    return accepted_of(*samples).rows
 
 
 @contextmanager
 def opened(folder: Path, **options: Any) -> Iterator[CsvLog]:
     journal = Journal(folder / ".gpumon" / "commits.log", 1e10)
-    log = CsvLog(folder, "gpu_metrics", journal, **options)
+    log = CsvLog(folder, NAMES, journal, **options)
     log.open()
     try:
         yield log
@@ -48,12 +55,12 @@ def opened(folder: Path, **options: Any) -> Iterator[CsvLog]:
         log.close()
 
 
-def crashed(folder: Path, *commits: list[DatedRow]) -> None:
+def crashed(folder: Path, *commits: Accepted) -> None:
     """Leaves `folder` as a server that was killed after the commits leaves it."""
     live = folder / "live"
     with opened(live) as log:
-        for rows in commits:
-            log.append(rows, [])
+        for accepted in commits:
+            log.append(accepted.rows, [], accepted.labels)
         shutil.copytree(live, folder, dirs_exist_ok=True)
     shutil.rmtree(live)
 
@@ -89,8 +96,8 @@ any_sample = st.fixed_dictionaries(
 @given(st.lists(any_sample, min_size=1, max_size=5))
 def test_what_is_written_is_read_back_the_same(samples: list[dict[str, Any]]) -> None:
     accepted = ACCEPTOR.accept(msgspec.json.encode(samples), NOON)
-    assert accepted.faults == []
-    text = (HEADER + render([row for _, _, row in accepted.rows])).decode()
+    assert accepted.faults.found == []
+    text = (HEADER + render([row for *_, row in accepted.rows])).decode()
     assert text.count("\n") == 1 + len(samples), "a row is a line"
     casts = {"int": int, "float": float, "text": str, "instant": str}
     for sent, line in zip(samples, csv.DictReader(io.StringIO(text, newline="")), strict=True):
@@ -147,7 +154,7 @@ def test_a_file_of_the_old_program_is_never_touched(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_is_set_aside(tmp_path: Path) -> None:
-    crashed(tmp_path, rows_of(sample()))
+    crashed(tmp_path, accepted_of(sample()))
     path = tmp_path / "gpu_metrics_20261124.csv"
     whole = path.read_bytes()
     path.write_bytes(whole + b"2026-11-24 12:00:01,0,NVID")
@@ -158,7 +165,7 @@ def test_a_torn_last_line_is_set_aside(tmp_path: Path) -> None:
 
 
 def test_after_a_crash_whole_lines_that_were_not_acknowledged_are_cut_too(tmp_path: Path) -> None:
-    crashed(tmp_path, rows_of(sample()))
+    crashed(tmp_path, accepted_of(sample()))
     path = tmp_path / "gpu_metrics_20261124.csv"
     whole = path.read_bytes()
     path.write_bytes(whole + whole.splitlines(keepends=True)[-1])

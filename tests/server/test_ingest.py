@@ -14,14 +14,15 @@ import pytest
 
 from gpumon.errors import StorageBusy, StorageError
 from gpumon.server import parts
-from gpumon.server.csvlog import CsvLog, DatedRow
+from gpumon.server.accept import Accepted
+from gpumon.server.csvlog import CsvLog
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
 from gpumon.server.serve import ServerProcess
 from tests.processes import until
 from tests.samples import sample
 from tests.server.conftest import settings_for
-from tests.server.test_csvlog import rows_of
+from tests.server.test_csvlog import NAMES, accepted_of
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def ingest_on(folder: Path, **options: Any) -> Iterator[Ingest]:
     defaults = {"group_rows": 1, "group_delay_seconds": 0.0, "max_batches": 1000, "sync_interval_seconds": 0.0}
     chosen = defaults | options
     journal = Journal(folder / ".gpumon" / "commits.log", 1e10)
-    log = CsvLog(folder, "gpu_metrics", journal, sync_each_commit=chosen["sync_interval_seconds"] == 0)
+    log = CsvLog(folder, NAMES, journal, sync_each_commit=chosen["sync_interval_seconds"] == 0)
     log.open()
     ingest = Ingest(log, journal, **chosen)
     ingest.start()
@@ -59,14 +60,14 @@ def writer_held(ingest: Ingest) -> Iterator[None]:
         holder.join(20)
 
 
-def rows(number: int = 0) -> list[DatedRow]:
-    return rows_of(sample(memory_used=number))
+def one(number: int = 0) -> Accepted:
+    return accepted_of(sample(memory_used=number))
 
 
 def test_batches_that_wait_become_one_group_with_one_sync(tmp_path: Path) -> None:
     async def send(ingest: Ingest) -> None:
         with writer_held(ingest):
-            waiting = [asyncio.ensure_future(ingest.submit(rows(n), None)) for n in range(30)]
+            waiting = [asyncio.ensure_future(ingest.submit(one(n), None)) for n in range(30)]
             await asyncio.sleep(0)
             assert ingest.waiting == (30, 30)
         assert await asyncio.gather(*waiting) == [True] * 30
@@ -79,12 +80,12 @@ def test_batches_that_wait_become_one_group_with_one_sync(tmp_path: Path) -> Non
 def test_a_further_batch_is_refused_when_buffer_size_wait_and_taken_later(tmp_path: Path) -> None:
     async def send(ingest: Ingest) -> None:
         with writer_held(ingest):
-            waiting = [asyncio.ensure_future(ingest.submit(rows(n), None)) for n in range(3)]
+            waiting = [asyncio.ensure_future(ingest.submit(one(n), None)) for n in range(3)]
             await asyncio.sleep(0)
             with pytest.raises(StorageBusy, match="buffer_size"):
-                await ingest.submit(rows(4), None)
+                await ingest.submit(one(4), None)
         await asyncio.gather(*waiting)
-        assert await ingest.submit(rows(4), None)
+        assert await ingest.submit(one(4), None)
 
     with ingest_on(tmp_path, max_batches=3) as ingest:
         asyncio.run(send(ingest))
@@ -117,7 +118,7 @@ def test_a_full_buffer_is_429_with_retry_after_over_http(tmp_path: Path) -> None
 
 def test_fewer_rows_than_batch_write_size_wait_for_company_up_to_the_delay(tmp_path: Path) -> None:
     async def send(ingest: Ingest) -> None:
-        await asyncio.gather(*(ingest.submit(rows(n), None) for n in range(5)))
+        await asyncio.gather(*(ingest.submit(one(n), None) for n in range(5)))
 
     with ingest_on(tmp_path, group_rows=5, group_delay_seconds=20.0) as ingest:
         asyncio.run(send(ingest))  # the fifth row ends the wait: far sooner than after 20 s
@@ -137,7 +138,7 @@ def test_file_sync_interval_0_syncs_before_the_answer_and_more_does_not(
 
     monkeypatch.setattr(parts, "sync_file", counted)
     with ingest_on(tmp_path, sync_interval_seconds=interval) as ingest:
-        assert asyncio.run(ingest.submit(rows(), None))
+        assert asyncio.run(ingest.submit(one(), None))
         assert bool(synced) is synced_at_once
     assert synced, "at a stop everything is synced"
 
@@ -146,7 +147,7 @@ def test_with_an_interval_the_files_are_synced_by_and_by(tmp_path: Path, monkeyp
     synced = threading.Event()
     monkeypatch.setattr(parts, "sync_file", lambda _: synced.set())
     with ingest_on(tmp_path, sync_interval_seconds=0.05) as ingest:
-        assert asyncio.run(ingest.submit(rows(), None))
+        assert asyncio.run(ingest.submit(one(), None))
         assert synced.wait(20)
 
 
@@ -154,7 +155,7 @@ def test_after_the_stop_nothing_more_is_taken(tmp_path: Path) -> None:
     with ingest_on(tmp_path) as ingest:
         pass
     with pytest.raises(StorageError, match="stopping"):
-        asyncio.run(ingest.submit(rows(), None))
+        asyncio.run(ingest.submit(one(), None))
 
 
 def test_a_group_that_fails_is_refused_whole_and_said_and_the_next_one_heals(
@@ -162,7 +163,7 @@ def test_a_group_that_fails_is_refused_whole_and_said_and_the_next_one_heals(
 ) -> None:
     async def both(ingest: Ingest) -> list[Any]:
         with writer_held(ingest):
-            waiting = [asyncio.ensure_future(ingest.submit(rows(n), None)) for n in range(2)]
+            waiting = [asyncio.ensure_future(ingest.submit(one(n), None)) for n in range(2)]
             await asyncio.sleep(0)
         return await asyncio.gather(*waiting, return_exceptions=True)
 

@@ -13,7 +13,7 @@ from gpumon.server.engine import Engine
 from gpumon.server.retention import Policy, tidy
 from tests.samples import sample
 from tests.server.conftest import serving, settings_for
-from tests.server.test_csvlog import opened, rows_of
+from tests.server.test_csvlog import NAMES, opened, rows_of
 
 DAYS = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in range(10, 25)]
 TODAY = DAYS[-1]
@@ -98,8 +98,6 @@ def test_a_file_that_gets_rows_while_it_is_compressed_stays_as_it_is(tmp_path: P
             work()
 
         policy = Policy(keep_days=0, max_bytes=0, compress_after_days=1)
-        tidy(
-            tmp_path, "gpu_metrics", log, policy, TODAY.date(), exclusively=a_row_comes_first, moving=nullcontext()
-        )
+        tidy(tmp_path, NAMES, log, policy, TODAY.date(), exclusively=a_row_comes_first, moving=nullcontext())
         assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261110.csv"]
         assert (tmp_path / "gpu_metrics_20261110.csv").read_bytes().count(b"\n") == 3

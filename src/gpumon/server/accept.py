@@ -1,8 +1,8 @@
-"""From the bytes of a request to rows of the CSV, each checked; pure.
+"""From the bytes of a request to rows of the CSV files, each checked; pure.
 
-The whole body is decoded in one typed pass; only when that fails is it taken row by row, so that the
-good rows are kept and each bad one is reported with its place. Nothing that passes can tear or inject a
-line of the CSV, or a formula into the spreadsheet that opens it.
+Nothing that passes can tear or inject a line of a CSV, or a formula into the spreadsheet that opens it. A bad
+sample is refused; of a good one, bad entries of `pods` and bad labels are left out: nothing good is lost for
+its neighbour.
 """
 
 from __future__ import annotations
@@ -10,68 +10,49 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import msgspec
-
 from gpumon.clock import to_wire
-from gpumon.faults import explain
-from gpumon.model.fields import BY_NAME, CSV_COLUMNS, FIELDS
-from gpumon.model.sample import GpuSample
+from gpumon.model.fields import CSV_COLUMNS, FIELDS
+from gpumon.model.pod_fields import LABEL_FIELDS, POD_FIELDS, USE_FIELDS
+from gpumon.server.decode import Faults, decode
+from gpumon.server.labels import Labels
+from gpumon.server.tables import POD_KEY, POD_USAGE, SAMPLES, DatedRow, Row
 
-Row = tuple[Any, ...]
-"""Values in the order of the CSV's columns; `timestamp` local, `sampled_at` exact."""
-
-MAX_REPORTED_ERRORS = 20
-MAX_OBJECTS = 200_000
-"""A small gzip body can unpack to millions of empty objects, which would hold the server up for seconds."""
-
-_decode_list = msgspec.json.Decoder(list[GpuSample]).decode
-_decode_one = msgspec.json.Decoder(GpuSample).decode
-_decode_anything = msgspec.json.Decoder(float_hook=float).decode  # 1e999 is inf here, and then out of bounds
 _values = attrgetter(*CSV_COLUMNS)
-_INTEGERS = frozenset(f.name for f in FIELDS if f.kind == "int")
+_use = attrgetter(*(f.name for f in USE_FIELDS))
+_pod_key = attrgetter(*POD_KEY)
+_before_use = itemgetter(*(CSV_COLUMNS.index(f.name) for f in POD_FIELDS[: POD_FIELDS.index(USE_FIELDS[0])]))
+_before_pod = itemgetter(*(CSV_COLUMNS.index(f.name) for f in LABEL_FIELDS[:4]))
 _TEXTS = tuple((i, f.name) for i, f in enumerate(FIELDS) if f.kind == "text")
+_USE_TEXTS = tuple((i, f.name) for i, f in enumerate(USE_FIELDS) if f.kind == "text")
+(_HELD,) = (i for i, f in enumerate(USE_FIELDS) if f.kind == "bool")
+_CELLS = {True: "true", False: "false", None: None}
 _TIMESTAMP = CSV_COLUMNS.index("timestamp")
 _SAMPLED_AT = CSV_COLUMNS.index("sampled_at")
+_UTILIZATION = CSV_COLUMNS.index("utilization_gpu")
+_KUBERNETES_NAMES = frozenset(f.name for f in (*FIELDS, *USE_FIELDS) if f.kubernetes_name)
 _KUBERNETES_NAME = re.compile(r"[a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?")
 _TIMESTAMP_FORM = re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}")
 _FORMULA = ("=", "+", "-", "@")
 _KNOWN_TEXTS = 50_000
+_SHOWN_KEY = 80
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with one sample: its place in the list, the field, and a sentence."""
-
-    index: int
-    loc: list[str]
-    msg: str
+_When = tuple[str, str, date, int]
+"""Local whole seconds, exact UTC, local day, local hour."""
 
 
 @dataclass(slots=True)
 class Accepted:
-    """The good rows of a body with the local day and hour that each belongs to, and the faults of the bad."""
+    """What of a body is to be stored, all of it or nothing: the rows of good samples and of their pods, and
+    labels. `samples` counts the former."""
 
-    rows: list[tuple[date, int, Row]] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    failed: int = 0
-
-    def refuse(self, index: int, loc: list[str], msg: str) -> None:
-        """Counts a bad sample; the first few are reported in words."""
-        self.failed += 1
-        if len(self.faults) < MAX_REPORTED_ERRORS:
-            self.faults.append(Fault(index, loc, msg))
-
-
-class BadBody(ValueError):
-    """The body as a whole is not a sample or a list of samples. `status` is the HTTP status it becomes."""
-
-    def __init__(self, message: str, *, status: int = 422) -> None:
-        super().__init__(message)
-        self.status = status
+    samples: int = 0
+    rows: list[DatedRow] = field(default_factory=list)
+    labels: list[Labels] = field(default_factory=list)
+    faults: Faults = field(default_factory=Faults)
 
 
 class BadInstant(ValueError):
@@ -90,15 +71,15 @@ class Acceptor:
         self._past = past
         self._future = future
         self._good: set[tuple[str, str]] = set()
+        self._good_labels: set[tuple[str, str]] = set()
 
     def accept(self, body: bytes, now: datetime) -> Accepted:
         """Decodes and checks a body. Raises BadBody when it is no JSON or neither a sample nor a non-empty
-        list; otherwise every sample is either among the rows or counted in `failed`."""
-        if body.count(b"{") > MAX_OBJECTS:
-            raise BadBody(f"the body holds more than {MAX_OBJECTS} objects; send fewer at once", status=413)
+        list; otherwise everything in it is either to be stored or among the faults."""
         accepted = Accepted()
-        instants: dict[tuple[str, str | None], tuple[str, str, date, int]] = {}
-        for index, sample in self._decode(body, accepted):
+        faults = accepted.faults
+        instants: dict[tuple[str, str | None], _When] = {}
+        for index, sample in decode(body, faults):
             values = _values(sample)
             told = (values[_TIMESTAMP], values[_SAMPLED_AT])
             when = instants.get(told)
@@ -106,38 +87,51 @@ class Acceptor:
                 try:
                     when = instants[told] = self._when(*told, now)
                 except BadInstant as error:
-                    accepted.refuse(index, [error.field], str(error))
+                    faults.refuse(index, [error.field], str(error))
                     continue
-            bad = self._bad_text(values)
+            bad = self._bad_text(values, _TEXTS)
             if bad is not None:
-                accepted.refuse(index, [bad[0]], bad[1])
+                faults.refuse(index, [bad[0]], bad[1])
                 continue
             row = (when[0], *values[1:_SAMPLED_AT], when[1], *values[_SAMPLED_AT + 1 :])
-            accepted.rows.append((when[2], when[3], row))
+            accepted.samples += 1
+            accepted.rows.append((SAMPLES, when[2], when[3], row))
+            if sample.pods:
+                self._take_pods(accepted, index, sample.pods, row, when)
+            if sample.node_labels:
+                labels = self._sound_labels(index, ["node_labels"], sample.node_labels, faults)
+                accepted.labels.append(Labels(when[2], when[3], (*_before_pod(row), None, None, None), labels))
         return accepted
 
-    def _decode(self, body: bytes, accepted: Accepted) -> list[tuple[int, Any]]:
-        try:
-            try:
-                if body.lstrip()[:1] == b"{":
-                    return [(0, _decode_one(body))]
-                samples = _decode_list(body)
-            except msgspec.ValidationError:
-                return _one_by_one(body, accepted)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if not body.strip():
-                raise BadBody("the body is empty; send one sample object, or a list of them, as JSON") from error
-            if isinstance(error, RecursionError):
-                raise BadBody("the body is nested too deeply; send a list of plain sample objects") from error
-            raise BadBody(
-                f"the body is not valid JSON in UTF-8: {error} (NaN and Infinity are not JSON; send null instead)"
-            ) from error
-        if not samples:
-            raise BadBody("the list is empty; send at least one sample")
-        return list(enumerate(samples))
+    def _take_pods(self, accepted: Accepted, index: int, pods: list[Any], row: Row, when: _When) -> None:
+        """The rows and labels of a sample's pods. One that is listed twice is stored once."""
+        head = _before_use(row)
+        seen = set()
+        for place, pod in enumerate(pods):
+            if pod is None:  # left out before
+                continue
+            use = _use(pod)
+            bad = self._bad_text(use, _USE_TEXTS)
+            if bad is not None:
+                accepted.faults.leave_out(index, ["pods", str(place), bad[0]], bad[1])
+                continue
+            key = _pod_key(pod)
+            if key in seen:
+                continue
+            seen.add(key)
+            cells = (*head, *use[:_HELD], _CELLS[use[_HELD]], *use[_HELD + 1 :], row[_UTILIZATION])
+            accepted.rows.append((POD_USAGE, when[2], when[3], cells))
+            if pod.labels:
+                loc = ["pods", str(place), "labels"]
+                if pod.pod is None:
+                    accepted.faults.leave_out(index, loc, "belong to no pod: the entry names none")
+                    continue
+                labels = self._sound_labels(index, loc, pod.labels, accepted.faults)
+                whose = (*_before_pod(row), pod.namespace, pod.pod, pod.pod_uid)
+                accepted.labels.append(Labels(when[2], when[3], whose, labels))
 
-    def _when(self, timestamp: str, sampled_at: str | None, now: datetime) -> tuple[str, str, date, int]:
-        """(local whole seconds, exact UTC, local day, local hour) of a sample. Raises BadInstant."""
+    def _when(self, timestamp: str, sampled_at: str | None, now: datetime) -> _When:
+        """When a sample was taken. Raises BadInstant."""
         instant = self._instant("timestamp", timestamp)
         field, text = "timestamp", timestamp
         if sampled_at:
@@ -169,54 +163,46 @@ class Acceptor:
                 field, f"{text[:40]!r} is no timestamp; write YYYY-MM-DD HH:MM:SS, or ISO 8601 with an offset"
             ) from None
 
-    def _bad_text(self, values: Row) -> tuple[str, str] | None:
-        for position, name in _TEXTS:
+    def _bad_text(self, values: Row, texts: tuple[tuple[int, str], ...]) -> tuple[str, str] | None:
+        """The field and what is wrong with it; None when all texts are good."""
+        for position, name in texts:
             text = values[position]
             if text is None or (name, text) in self._good:
                 continue
-            fault = _text_fault(name, text)
+            fault = _text_fault(text, kubernetes_name=name in _KUBERNETES_NAMES)
             if fault is not None:
                 return name, fault
-            if len(self._good) >= _KNOWN_TEXTS:
-                self._good.clear()
-            self._good.add((name, text))
+            _keep(self._good, (name, text))
         return None
 
+    def _sound_labels(self, index: int, loc: list[str], labels: dict[str, str], faults: Faults) -> dict[str, str]:
+        """The labels that are good; the others are left out."""
+        if self._good_labels.issuperset(labels.items()):
+            return labels
+        sound: dict[str, str] = {}
+        for item in labels.items():
+            fault = _text_fault(item[0]) or _text_fault(item[1])
+            if fault is None:
+                sound[item[0]] = item[1]
+                _keep(self._good_labels, item)
+            else:
+                faults.leave_out(index, [*loc, item[0][:_SHOWN_KEY]], fault)
+        return sound
 
-def _text_fault(name: str, text: str) -> str | None:
+
+def _keep(known: set[tuple[str, str]], good: tuple[str, str]) -> None:
+    if len(known) >= _KNOWN_TEXTS:
+        known.clear()
+    known.add(good)
+
+
+def _text_fault(text: str, *, kubernetes_name: bool = False) -> str | None:
     if not text:
         return None
     if not text.isprintable():
         return "holds control characters or line breaks; names are printable text"
     if text.startswith(_FORMULA):
         return "begins with = + - or @, which a spreadsheet would run as a formula"
-    if BY_NAME[name].kubernetes_name and not _KUBERNETES_NAME.fullmatch(text):
+    if kubernetes_name and not _KUBERNETES_NAME.fullmatch(text):
         return "is not a Kubernetes name (letters, digits, '-', '_' and '.')"
     return None
-
-
-def _one_by_one(body: bytes, accepted: Accepted) -> list[tuple[int, Any]]:
-    """The samples of a body that are well formed, with their places; the others are refused."""
-    raw = _decode_anything(body)
-    samples = raw if isinstance(raw, list) else [raw]
-    if not all(isinstance(sample, dict) for sample in samples):
-        raise BadBody("send one sample object, or a list of sample objects")
-    good: list[tuple[int, Any]] = []
-    for index, sample in enumerate(samples):
-        try:
-            good.append((index, msgspec.convert(_whole_numbers(sample), GpuSample)))
-        except msgspec.ValidationError as error:
-            if len(accepted.faults) >= MAX_REPORTED_ERRORS:
-                accepted.failed += 1
-                continue
-            name, fault = explain(error, lambda name: BY_NAME[name].choices)
-            accepted.refuse(index, [name] if name else [], fault)
-    return good
-
-
-def _whole_numbers(sample: dict[str, Any]) -> dict[str, Any]:
-    """81559.0 is a whole number: clients that divide before they round send it for an int."""
-    return {
-        name: int(value) if name in _INTEGERS and isinstance(value, float) and value.is_integer() else value
-        for name, value in sample.items()
-    }

@@ -20,10 +20,10 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from gpumon.errors import StorageError
-from gpumon.server.days import DayFile, parse_file_name
+from gpumon.server.days import DayFile, FileNames
 from gpumon.server.loading import copy_lines, good_lines, insert_lines, read_header
-from gpumon.server.queries import CREATE_SAMPLES, IDENTITY
 from gpumon.server.store import DatabaseError, Store
+from gpumon.server.tables import SAMPLES
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class CatchUp:
         self,
         store: Store,
         folder: Path,
-        prefix: str,
+        names: FileNames,
         zone: ZoneInfo,
         committed: Callable[[str], int | None],
         take_replaced: Callable[[], set[str]],
@@ -44,7 +44,7 @@ class CatchUp:
         self._folder = folder
         self._piece = folder / ".gpumon" / "piece.csv"
         self._cleaned = folder / ".gpumon" / "cleaned.csv"
-        self._prefix = prefix
+        self._names = names
         self._zone = zone
         self._committed = committed
         self._take_replaced = take_replaced
@@ -118,7 +118,7 @@ class CatchUp:
     def _load_changes(self) -> None:
         found: dict[str, tuple[DayFile, int, int]] = {}
         for path in self._folder.iterdir():
-            day_file = parse_file_name(self._prefix, path.name)
+            day_file = self._names.parse(path.name)
             seen = None if day_file is None else _seen(path)
             if day_file is not None and seen is not None:
                 found[path.name] = (day_file, *seen)
@@ -156,14 +156,14 @@ class CatchUp:
 
     def _load(self, name: str, day_file: DayFile, start: int, end: int, mtime: int) -> None:
         """Loads the bytes from `start` to `end` of a file, in one transaction with the note that it did."""
-        store, path = self._store, self._folder / name
+        store, path, table = self._store, self._folder / name, day_file.table
         try:
-            columns = read_header(path)
+            columns = read_header(path, table)
             lines = copy_lines(path, self._piece, start, end)
-            store.execute(f"CREATE OR REPLACE TEMP TABLE arriving {CREATE_SAMPLES}")
+            store.execute(f"CREATE OR REPLACE TEMP TABLE arriving {table.create}")
             damaged = self._insert(columns, day_file, name, lines)
             with store.transaction():
-                store.execute("INSERT INTO samples SELECT * FROM arriving")
+                store.execute(f"INSERT INTO {table.name} SELECT * FROM arriving")
                 self._note(name, end, mtime)
         finally:
             self._piece.unlink(missing_ok=True)
@@ -171,7 +171,8 @@ class CatchUp:
         if damaged:
             self.damaged_lines += damaged
             log.warning("csv_lines_left_out file=%s lines=%d of=%d", name, damaged, lines)
-        store.note_latest("arriving")
+        if table is SAMPLES:
+            store.note_latest("arriving")
 
     def _note(self, name: str, size: int, mtime: int) -> None:
         """Notes how much of a file the store has."""
@@ -183,8 +184,9 @@ class CatchUp:
         """Inserts the lines of the piece into `arriving`: all at once, and when some are left out, once more
         tolerantly without the lines that are no CSV, since one may swallow its neighbours. Gives the number of
         lines that are damaged."""
-        if not set(IDENTITY) <= set(columns):
-            log.warning("csv_not_samples file=%s: its header has no %s", name, ", ".join(IDENTITY))
+        identity = day_file.table.identity
+        if not set(identity) <= set(columns):
+            log.warning("csv_not_ours file=%s: its header has no %s", name, ", ".join(identity))
             return lines
 
         def insert(path: Path, *, tolerant: bool) -> int:
@@ -209,11 +211,14 @@ class CatchUp:
     def _forget(self, name: str) -> None:
         if name not in self._loaded:
             return
+        day_file = self._names.parse(name)
+        table = SAMPLES if day_file is None else day_file.table  # none: of another csv_filename_prefix
         with self._store.transaction():
-            self._store.execute("DELETE FROM samples WHERE file = ?", [name])
+            self._store.execute(f"DELETE FROM {table.name} WHERE file = ?", [name])
             self._store.execute("DELETE FROM files WHERE name = ?", [name])
         del self._loaded[name]
-        self._store.remember_latest()
+        if table is SAMPLES:
+            self._store.remember_latest()
 
 
 def _seen(path: Path) -> tuple[int, int] | None:

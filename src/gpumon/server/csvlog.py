@@ -1,8 +1,8 @@
 """The daily CSV files: the truth that everything else is derived from.
 
-A commit appends rows to the files of their days, syncs them, and journals it. Either all rows of a commit
-are in the files or none is: when any write fails, every file is cut back to what it was, so nothing is torn
-and nothing that was acknowledged is lost.
+A commit appends rows to the files of their tables and days, syncs them, and journals it. Either all rows of a
+commit are in the files or none is: when any write fails, every file is cut back to what it was, so nothing is
+torn and nothing that was acknowledged is lost.
 
 An existing file whose header is not gpumon's (one of the old program's thirteen columns) is never touched:
 the day gets a further part beside it.
@@ -14,26 +14,27 @@ import contextlib
 import csv
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from gpumon.errors import StorageError
 from gpumon.model.sample import BatchId
-from gpumon.server.accept import Row
-from gpumon.server.days import DayFile, file_name, parse_file_name
+from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import append_fully, cannot_write
 from gpumon.server.healing import finish_compressions, heal
 from gpumon.server.journal import Journal
-from gpumon.server.parts import HEADER, OpenParts, is_ours
+from gpumon.server.labels import KnownLabels, Labels
+from gpumon.server.parts import OpenParts, is_ours
+from gpumon.server.tables import POD_LABELS, DatedRow, Row, Table
 
 log = logging.getLogger(__name__)
 
 _PROBE_BYTES = 256 * 1024
 """More than a usual commit, so that a disk that takes the trial takes the next commit."""
 
-DatedRow = tuple[date, int, Row]
 SplitMode = Literal["daily", "size", "hourly"]
 
 
@@ -43,7 +44,7 @@ class CsvLog:
     def __init__(
         self,
         folder: Path,
-        prefix: str,
+        names: FileNames,
         journal: Journal,
         *,
         split: SplitMode = "daily",
@@ -51,13 +52,14 @@ class CsvLog:
         sync_each_commit: bool = True,
     ) -> None:
         self._folder = folder
-        self._prefix = prefix
+        self._names = names
         self._journal = journal
         self._split = split
         self._max_file_bytes = max_file_bytes
         self._sync_each_commit = sync_each_commit
-        self._parts = OpenParts(folder, prefix, journal)
-        self._current: dict[tuple[date, int], DayFile] = {}
+        self._parts = OpenParts(folder, names, journal)
+        self._labels = KnownLabels()
+        self._current: dict[tuple[Table, date, int], DayFile] = {}
 
     def open(self) -> None:
         """Heals what a crash left: bytes that no acknowledged batch owns and torn last lines are moved to
@@ -67,26 +69,25 @@ class CsvLog:
             (self._folder / ".gpumon" / "quarantine").mkdir(parents=True, exist_ok=True)
             for left in (self._folder / ".gpumon").glob("*.new"):
                 left.unlink()  # a file that was being written aside when the server was killed
-            finish_compressions(self._folder, self._prefix)
+            finish_compressions(self._folder, self._names)
             self._journal.open()
             for path in sorted(self._folder.iterdir()):
-                known = parse_file_name(self._prefix, path.name)
+                known = self._names.parse(path.name)
                 if known is not None and not known.compressed and path.is_file():
-                    self._heal(path)
+                    self._heal(path, known.table)
             for name in [name for name in self._journal.sizes if not (self._folder / name).exists()]:
                 del self._journal.sizes[name]
             self._journal.begin()
         except OSError as error:
             raise StorageError(cannot_write(error)) from error
 
-    def append(self, rows: Iterable[DatedRow], batches: list[BatchId]) -> None:
-        """Stores rows and the ids of the batches they came in. Returns when they are on disk. Raises
-        StorageError; then none of them is stored."""
-        by_file: dict[DayFile, list[Row]] = {}
+    def append(self, rows: Iterable[DatedRow], batches: list[BatchId], labels: Sequence[Labels] = ()) -> None:
+        """Stores rows, the labels that do not stand in the files yet, and the ids of the batches they came in.
+        Returns when they are on disk. Raises StorageError; then none of them is stored."""
         touched: dict[DayFile, int] = {}
         try:
-            for day, hour, row in rows:
-                by_file.setdefault(self._file_for(day, hour), []).append(row)
+            label_rows, news = self._labels.fresh(labels)
+            by_file = self._by_file(chain(rows, label_rows))
             rendered = {day_file: render(of_file) for day_file, of_file in by_file.items()}
             for day_file, data in rendered.items():
                 part = self._parts.get(day_file)
@@ -100,6 +101,9 @@ class CsvLog:
                 {self._name(day_file): self._parts.get(day_file).size for day_file in touched},
                 batches,
                 sync=self._sync_each_commit,
+            )
+            self._labels.remember(
+                news, ((file.day, self._folder / self._name(file)) for file in touched if file.table is POD_LABELS)
             )
         except OSError as error:
             self._parts.undo(touched)
@@ -145,13 +149,26 @@ class CsvLog:
         self._parts.close()
         self._journal.close()
 
-    def _file_for(self, day: date, hour: int) -> DayFile:
-        slot = (day, hour if self._split == "hourly" else 0)
+    def _by_file(self, rows: Iterable[DatedRow]) -> dict[DayFile, list[Row]]:
+        """The rows of each file, in the order they came. The file is looked for once an hour of rows, not once a
+        row."""
+        by_file: dict[DayFile, list[Row]] = {}
+        by_hour: dict[tuple[Table, date, int], list[Row]] = {}
+        for table, day, hour, row in rows:
+            of_file = by_hour.get((table, day, hour))
+            if of_file is None:
+                of_file = by_file.setdefault(self._file_for(table, day, hour), [])
+                by_hour[table, day, hour] = of_file
+            of_file.append(row)
+        return by_file
+
+    def _file_for(self, table: Table, day: date, hour: int) -> DayFile:
+        slot = (table, day, hour if self._split == "hourly" else 0)
         current = self._current.get(slot)
         if current is None:
-            current = self._current[slot] = self._usable(DayFile(day, slot[1]))
+            current = self._current[slot] = self._usable(DayFile(table, day, slot[2]))
         elif self._split == "size" and self._parts.size(current) >= self._max_file_bytes:
-            current = self._current[slot] = self._usable(DayFile(day, current.part + 1))
+            current = self._current[slot] = self._usable(DayFile(table, day, current.part + 1))
         return current
 
     def _usable(self, wanted: DayFile) -> DayFile:
@@ -159,7 +176,7 @@ class CsvLog:
         the same hour is numbered 24 higher."""
         step = 24 if self._split == "hourly" else 1
         while not self._may_append(wanted):
-            wanted = DayFile(wanted.day, wanted.part + step)
+            wanted = DayFile(wanted.table, wanted.day, wanted.part + step)
         return wanted
 
     def _may_append(self, day_file: DayFile) -> bool:
@@ -170,17 +187,17 @@ class CsvLog:
             return True
         if self._split == "size" and path.stat().st_size >= self._max_file_bytes:
             return False
-        return path.is_file() and (path.stat().st_size == 0 or is_ours(path))
+        return path.is_file() and (path.stat().st_size == 0 or is_ours(path, day_file.table))
 
     def _name(self, day_file: DayFile) -> str:
-        return file_name(self._prefix, day_file)
+        return self._names.of(day_file)
 
-    def _heal(self, path: Path) -> None:
+    def _heal(self, path: Path, table: Table) -> None:
         committed = self._journal.sizes.get(path.name)
-        if committed is None and not is_ours(path):
+        if committed is None and not is_ours(path, table):
             return
         unacknowledged_from = committed if not self._journal.clean else None
-        kept = heal(path, unacknowledged_from, self._folder / ".gpumon" / "quarantine", worthless=HEADER)
+        kept = heal(path, unacknowledged_from, self._folder / ".gpumon" / "quarantine", worthless=table.header)
         if committed is not None:
             self._journal.sizes[path.name] = kept
 

@@ -1,6 +1,6 @@
 """Instants, days and file names. One configured zone names days and hours; inside, instants are UTC.
 
-A day's samples stand in `<prefix>_YYYYMMDD.csv` and, where the day has further parts, in
+A day's rows of a table stand in `<prefix>_YYYYMMDD.csv` and, where the day has further parts, in
 `<prefix>_YYYYMMDD.NNN.csv`; either may be compressed (`.gz`). All parts together are the day.
 """
 
@@ -13,15 +13,52 @@ from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from gpumon.errors import SettingsError
+from gpumon.server.tables import POD_LABELS, POD_USAGE, SAMPLES, Table
+
+_PREFIXES = {POD_USAGE: "pod_usage", POD_LABELS: "pods"}
+"""How the files are named whose prefix is no setting."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class DayFile:
-    """One file of a day: `part` 0 is the plain name."""
+    """One file of a day's rows of a table: `part` 0 is the plain name."""
 
+    table: Table
     day: date
     part: int = 0
     compressed: bool = False
+
+
+class FileNames:
+    """How the files of the days are named. Raises SettingsError where the files of samples could not be told from
+    the others."""
+
+    def __init__(self, samples_prefix: str) -> None:
+        if samples_prefix.lower() in _PREFIXES.values():  # there are file systems that ignore case
+            raise SettingsError(
+                f"[STORAGE] csv_filename_prefix = {samples_prefix!r} is the name of the files of pods; "
+                "write another, like gpu_metrics"
+            )
+        self._prefixes = {SAMPLES: samples_prefix, **_PREFIXES}
+        self._tables = {prefix: table for table, prefix in self._prefixes.items()}
+        prefixes = "|".join(map(re.escape, self._tables))
+        self._form = re.compile(rf"({prefixes})_(\d{{8}})(?:\.(\d{{3,6}}))?\.csv(\.gz)?")
+
+    def of(self, file: DayFile) -> str:
+        """The name of a day's file."""
+        part = f".{file.part:03d}" if file.part else ""
+        return f"{self._prefixes[file.table]}_{file.day:%Y%m%d}{part}.csv{'.gz' if file.compressed else ''}"
+
+    def parse(self, name: str) -> DayFile | None:
+        """The day's file that a name stands for; None for any other name."""
+        match = self._form.fullmatch(name)
+        if match is None:
+            return None
+        try:
+            day = datetime.strptime(match[2], "%Y%m%d").date()
+        except ValueError:
+            return None
+        return DayFile(self._tables[match[1]], day, int(match[3] or 0), match[4] is not None)
 
 
 def zone_named(name: str) -> ZoneInfo:
@@ -32,24 +69,6 @@ def zone_named(name: str) -> ZoneInfo:
         raise SettingsError(
             f"[SERVER] timezone = {name!r} is no IANA time zone; write one like UTC, Asia/Taipei or Europe/Berlin"
         ) from error
-
-
-def file_name(prefix: str, file: DayFile) -> str:
-    """The name of a day's file."""
-    part = f".{file.part:03d}" if file.part else ""
-    return f"{prefix}_{file.day:%Y%m%d}{part}.csv{'.gz' if file.compressed else ''}"
-
-
-def parse_file_name(prefix: str, name: str) -> DayFile | None:
-    """The day's file that a name stands for; None for any other name."""
-    match = re.fullmatch(re.escape(prefix) + r"_(\d{8})(?:\.(\d{3,6}))?\.csv(\.gz)?", name)
-    if match is None:
-        return None
-    try:
-        day = datetime.strptime(match[1], "%Y%m%d").date()
-    except ValueError:
-        return None
-    return DayFile(day, int(match[2] or 0), match[3] is not None)
 
 
 def local_midnight(day: date, zone: ZoneInfo) -> datetime:

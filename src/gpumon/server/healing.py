@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from gpumon.server.days import parse_file_name
+from gpumon.server.days import FileNames
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ def heal(path: Path, unacknowledged_from: int | None, quarantine: Path, *, worth
     return keep
 
 
-def finish_compressions(folder: Path, prefix: str) -> None:
+def finish_compressions(folder: Path, names: FileNames) -> None:
     """Ends a compression that a kill interrupted (see `retention`): a compressed file whose plain one is gone is
     whole and gets its name, any other is thrown away. Raises OSError."""
     for aside in sorted(folder.iterdir()):
         target = aside.with_suffix("")
-        if aside.suffix != ".new" or parse_file_name(prefix, target.name) is None:
+        if aside.suffix != ".new" or names.parse(target.name) is None:
             continue
         if target.with_suffix("").exists() or target.exists():
             aside.unlink()

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 
 from gpumon.errors import StorageBusy, StorageError
 from gpumon.model.sample import BatchId
-from gpumon.server.csvlog import CsvLog, DatedRow
+from gpumon.server.accept import Accepted
+from gpumon.server.csvlog import CsvLog
 from gpumon.server.journal import Journal
+from gpumon.server.labels import Labels
+from gpumon.server.tables import DatedRow
 from gpumon.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ _PROBE_SECONDS = 10.0
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    rows: list[DatedRow]
+    accepted: Accepted
     batch: BatchId | None
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[bool]
@@ -66,6 +69,7 @@ class Ingest:
         self._task = Task("csv-writer", self._run)
         self.trouble: str | None = None
         self.rows_stored = 0
+        self.pod_rows_stored = 0
         self.groups = 0
         self.duplicates = 0
 
@@ -103,11 +107,11 @@ class Ingest:
             self._changed.notify()
         done.wait()
 
-    async def submit(self, rows: list[DatedRow], batch: BatchId | None) -> bool:
-        """Stores the rows of one batch. True when they are on disk now, False when the batch had been stored
-        before. Raises StorageBusy or StorageError; then nothing of it is stored."""
+    async def submit(self, accepted: Accepted, batch: BatchId | None) -> bool:
+        """Stores what was accepted of one batch. True when it is on disk now, False when the batch had been
+        stored before. Raises StorageBusy or StorageError; then nothing of it is stored."""
         loop = asyncio.get_running_loop()
-        item = _Waiting(rows, batch, loop, loop.create_future())
+        item = _Waiting(accepted, batch, loop, loop.create_future())
         with self._changed:
             if self._task.stopping.is_set():
                 raise StorageError("the server is stopping; send the batch again")
@@ -115,7 +119,7 @@ class Ingest:
             if full:
                 raise StorageBusy("more batches wait for the disk than [PERFORMANCE] buffer_size; try again later")
             self._queue.append(item)
-            self._waiting_rows += len(rows)
+            self._waiting_rows += len(accepted.rows) + len(accepted.labels)
             self._changed.notify()
         return await item.answer
 
@@ -162,20 +166,24 @@ class Ingest:
         return max(0.01, wake - time.monotonic())
 
     def _write(self, group: list[_Waiting]) -> None:
+        samples = 0
         rows: list[DatedRow] = []
+        labels: list[Labels] = []
         fresh: dict[BatchId, None] = {}
         stored: list[bool] = []
         for item in group:
             known = item.batch is not None and (item.batch in fresh or item.batch in self._journal)
             stored.append(not known)
             if not known:
-                rows += item.rows
+                samples += item.accepted.samples
+                rows += item.accepted.rows
+                labels += item.accepted.labels
                 if item.batch is not None:
                     fresh[item.batch] = None
         error: StorageError | None = None
         try:
             if rows or fresh:
-                self._csvlog.append(rows, list(fresh))
+                self._csvlog.append(rows, list(fresh), labels)
             self._note_trouble(None)
             self._next_probe = time.monotonic() + _PROBE_SECONDS
         except StorageError as failure:
@@ -187,7 +195,8 @@ class Ingest:
             error.__cause__ = failure
         else:
             self.groups += 1
-            self.rows_stored += len(rows)
+            self.rows_stored += samples
+            self.pod_rows_stored += len(rows) - samples
             self.duplicates += stored.count(False)
             log.debug("committed batches=%d rows=%d", len(group), len(rows))
         _answer(group, stored, error)

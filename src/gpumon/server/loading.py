@@ -17,9 +17,8 @@ from typing import Any, BinaryIO, cast
 from zoneinfo import ZoneInfo
 
 from gpumon.model.field import Field
-from gpumon.model.fields import CSV_COLUMNS, FIELDS
 from gpumon.server.days import DayFile, utc_offsets
-from gpumon.server.queries import IDENTITY
+from gpumon.server.tables import Table
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +26,14 @@ Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 """Runs SQL with parameters and gives its rows; raises DatabaseError."""
 
 
-def read_header(path: Path) -> list[str]:
-    """The names of a file's columns. A prefix of the catalogue stands for all of it, because newer rows may
+def read_header(path: Path, table: Table) -> list[str]:
+    """The names of a file's columns. The beginning of the catalogue stands for all of it, because newer rows may
     follow an older header. An empty name, or one that comes twice, gets a name that means nothing."""
     with open_csv(path) as file:
         line = file.readline().decode("utf-8-sig", errors="replace")
     names = next(csv.reader([line.rstrip("\r\n")]), [])
-    if tuple(names) == CSV_COLUMNS[: len(names)]:
-        return list(CSV_COLUMNS)
+    if tuple(names) == table.columns[: len(names)]:
+        return list(table.columns)
     seen: set[str] = set()
     for place, name in enumerate(names):
         if not name or name.lower() in seen:
@@ -50,7 +49,7 @@ def open_csv(path: Path) -> BinaryIO:
 
 def insert_lines(
     execute: Execute,
-    table: str,
+    target: str,
     path: Path,
     columns: list[str],
     day_file: DayFile,
@@ -59,19 +58,21 @@ def insert_lines(
     *,
     tolerant: bool,
 ) -> int:
-    """Inserts the lines of a file without a header into `table`, marked as `source`'s. Gives the number of rows.
+    """Inserts the lines of a file without a header into `target`, a table of the shape of the file's own,
+    marked as `source`'s. Gives the number of rows.
 
     Strictly, a line with a cell that is not of its column's type is left out, which is twice as fast; tolerantly,
     such a cell is NULL. Raises DatabaseError where DuckDB can't read the file at all."""
-    kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in FIELDS}
+    table = day_file.table
+    kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in table.fields}
     types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
     local = 'TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"'
     to_utc, parameters = _local_to_utc(local, day_file, zone)
-    selected = ", ".join(_cell(field, columns, local, to_utc, tolerant=tolerant) for field in FIELDS)
-    identity = " AND ".join(f"{name} IS NOT NULL" for name in IDENTITY)
+    selected = ", ".join(_cell(field, columns, local, to_utc, tolerant=tolerant) for field in table.fields)
+    identity = " AND ".join(f"{name} IS NOT NULL" for name in table.identity)
     counted = execute(
         f"""
-        INSERT INTO {table}
+        INSERT INTO {target}
         SELECT * FROM (
             SELECT {selected}, ? AS file
             FROM read_csv(?, columns = {types}, auto_detect = false, header = false, delim = ',', quote = '"',

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from gpumon import __version__
 from gpumon.server.engine import Engine
-from gpumon.server.exposition import families
+from gpumon.server.exposition import families, pod_families
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -24,6 +24,11 @@ class ServerMetrics:
         self._registry = CollectorRegistry()
         self.rows_refused = Counter(
             "gpumon_server_rows_refused", "Samples refused as bad, by any sender.", registry=self._registry
+        )
+        self.entries_left_out = Counter(
+            "gpumon_server_entries_left_out",
+            "Entries of pods and labels left out as bad; their samples are stored.",
+            registry=self._registry,
         )
         self.request_seconds = Histogram(
             "gpumon_server_request_seconds",
@@ -56,6 +61,7 @@ class _EngineFigures(Collector):
         counts = engine.counts()
         for name, help_text, value in (
             ("gpumon_server_rows_stored", "Samples on disk since the start.", counts.rows_stored),
+            ("gpumon_server_pod_rows_stored", "Rows of pods on disk since the start.", counts.pod_rows_stored),
             ("gpumon_server_commits", "Groups written and synced since the start.", counts.groups),
             ("gpumon_server_batches_duplicate", "Batches that had been stored before.", counts.duplicates),
             ("gpumon_server_csv_lines_damaged", "Lines of CSV files left out as damaged.", counts.damaged_lines),
@@ -70,3 +76,4 @@ class _EngineFigures(Collector):
             yield GaugeMetricFamily(name, help_text, value=value)
         if engine.not_ready_because is None:
             yield from families(engine.reader.latest())
+            yield from pod_families(engine.reader.latest_pods())

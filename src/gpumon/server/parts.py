@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gpumon.model.fields import CSV_COLUMNS
-from gpumon.server.days import DayFile, file_name
+from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import append_fully, sync_file, sync_folder
 from gpumon.server.journal import Journal
+from gpumon.server.tables import Table
 
 log = logging.getLogger(__name__)
 
-HEADER = (",".join(CSV_COLUMNS) + "\n").encode()
-_OPEN_FILES = 8
+_OPEN_FILES = 24
 
 
 @dataclass(slots=True)
@@ -41,9 +40,9 @@ class Part:
 class OpenParts:
     """Owned by the writer's thread; `take_replaced` may be called from elsewhere."""
 
-    def __init__(self, folder: Path, prefix: str, journal: Journal) -> None:
+    def __init__(self, folder: Path, names: FileNames, journal: Journal) -> None:
         self._folder = folder
-        self._prefix = prefix
+        self._names = names
         self._journal = journal
         self._open: dict[DayFile, Part] = {}
         self._torn: dict[DayFile, int] = {}
@@ -126,9 +125,9 @@ class OpenParts:
                 file.truncate(size)
                 del self._torn[day_file]
             if size == 0:
-                append_fully(file, HEADER, at=0)
+                append_fully(file, day_file.table.header, at=0)
                 sync_folder(self._folder)
-                size = len(HEADER)
+                size = len(day_file.table.header)
         except OSError:
             file.close()
             raise
@@ -147,10 +146,10 @@ class OpenParts:
             part.file.close()
 
     def _name(self, day_file: DayFile) -> str:
-        return file_name(self._prefix, day_file)
+        return self._names.of(day_file)
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, table: Table) -> bool:
     """Whether gpumon wrote the file: by its header. Others are never touched."""
     with path.open("rb") as file:
-        return file.read(len(HEADER)) == HEADER
+        return file.read(len(table.header)) == table.header

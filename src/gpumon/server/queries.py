@@ -1,24 +1,17 @@
 """Questions as SQL; pure. Identifiers come from the catalogue, values are always parameters.
 
-Two tables (see `store`): `samples` holds every row, `live.latest` the newest row of each GPU. `timestamp` is
-local wall time in the server's zone, so that days and hours need no zone in SQL; `sampled_at` is UTC.
-"""
+The `tables` hold every row, `live.latest` the newest sample of each GPU (see `store`). `timestamp` is local
+wall time in the server's zone, so that days and hours need no zone in SQL; `sampled_at` is UTC."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
-from gpumon.model.field import SQL_TYPES
-from gpumon.model.fields import CSV_COLUMNS, FIELDS
+from gpumon.server.tables import POD_KEY, POD_USAGE, SAMPLES
 
-IDENTITY = ("timestamp", "gpu_id", "client_name")
-"""Without these a row can't be placed: it is damaged."""
-
-CREATE_SAMPLES = "({}, file VARCHAR)".format(", ".join(f"{f.name} {SQL_TYPES[f.kind]}" for f in FIELDS))
-
-SAMPLE_COLUMNS = ", ".join(CSV_COLUMNS)
+SAMPLE_COLUMNS = ", ".join(SAMPLES.columns)
 LATEST_KEY = "client_name, gpu_id"
 
 
@@ -37,7 +30,7 @@ class Query:
     """SQL text and its parameters."""
 
     sql: str
-    parameters: list[Any] = field(default_factory=list)
+    parameters: list[Any] | dict[str, Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +97,21 @@ def select_latest(client_name: str | None) -> Query:
 def select_latest_all() -> Query:
     """Every field of the newest row of each GPU."""
     return Query(f"SELECT {SAMPLE_COLUMNS} FROM live.latest ORDER BY client_name, gpu_id")
+
+
+def select_latest_pods(since: datetime) -> Query:
+    """Every field of who used the GPUs at their newest samples, as far as these are not older than `since` (naive
+    UTC). A sample that came twice tells of its users once: the later row."""
+    columns = ", ".join(POD_USAGE.columns)
+    return Query(
+        f"""
+        SELECT {columns} FROM pod_usage SEMI JOIN live.latest USING ({LATEST_KEY}, sampled_at)
+        WHERE sampled_at >= ?
+        QUALIFY row_number() OVER (PARTITION BY {LATEST_KEY}, {", ".join(POD_KEY)} ORDER BY rowid DESC) = 1
+        ORDER BY {LATEST_KEY}, rowid
+        """,
+        [since],
+    )
 
 
 def select_realtime(gpu_id: int | None, client_name: str | None, window_minutes: int) -> Query:

@@ -13,12 +13,12 @@ from zoneinfo import ZoneInfo
 
 from gpumon.clock import Now
 from gpumon.errors import QueryError
-from gpumon.model.fields import CSV_COLUMNS
 from gpumon.server import queries
 from gpumon.server.days import days_between, local_midnight
 from gpumon.server.figures import Figures, by_day, mean_of_means, rounded, together
 from gpumon.server.queries import Filter
 from gpumon.server.store import Store
+from gpumon.server.tables import POD_USAGE, SAMPLES
 
 REALTIME_MINUTES = 5
 _EARLIEST = date(1970, 1, 1)
@@ -167,8 +167,15 @@ class Reader:
         self._refresh()
         rows = self._store.select(queries.select_latest_all())
         horizon = self._now() - self._stale_after
-        samples = [dict(zip(CSV_COLUMNS, row, strict=True)) for row in rows]
+        samples = [dict(zip(SAMPLES.columns, row, strict=True)) for row in rows]
         return [s for s in samples if s["sampled_at"].replace(tzinfo=UTC) >= horizon]
+
+    def latest_pods(self) -> list[Answer]:
+        """Every field of each user of a GPU at the GPU's newest sample, where that is not stale."""
+        self._refresh()
+        horizon = (self._now() - self._stale_after).astimezone(UTC).replace(tzinfo=None)
+        rows = self._store.select(queries.select_latest_pods(horizon))
+        return [dict(zip(POD_USAGE.columns, row, strict=True)) for row in rows]
 
     def _check(self, wanted: Filter) -> tuple[date, date]:
         """The first and last day of a range; an open end is left to the query."""

@@ -10,16 +10,20 @@ from __future__ import annotations
 import gzip
 import logging
 import shutil
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from gpumon.server.csvlog import CsvLog
-from gpumon.server.days import DayFile, parse_file_name
+from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import sync_file, sync_folder
+from gpumon.server.loading import open_csv
+from gpumon.server.tables import SAMPLES, Table
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ Exclusively = Callable[[Callable[[], None]], None]
 
 def tidy(
     folder: Path,
-    prefix: str,
+    names: FileNames,
     csvlog: CsvLog,
     policy: Policy,
     today: date,
@@ -49,7 +53,7 @@ def tidy(
 ) -> None:
     """Applies the policy once. Trouble with one file is logged, and the others go on. While `moving` is entered,
     nobody looks at the folder."""
-    files = _day_files(folder, prefix)
+    files = _day_files(folder, names)
     for day_file, path in files:
         age = (today - day_file.day).days
         try:
@@ -64,38 +68,63 @@ def tidy(
         except OSError as error:
             log.warning("housekeeping_failed file=%s error=%s", path.name, error)
     if policy.max_bytes:
-        _fit(folder, prefix, csvlog, policy.max_bytes, today, exclusively)
+        _fit(folder, names, csvlog, policy.max_bytes, today, exclusively)
 
 
-def too_old(folder: Path, prefix: str, policy: Policy, today: date) -> list[Path]:
+def too_old(folder: Path, names: FileNames, policy: Policy, today: date) -> list[Path]:
     """The files that the next run will delete for their age."""
     if not policy.keep_days:
         return []
-    return [
-        path for day_file, path in _day_files(folder, prefix) if (today - day_file.day).days > policy.keep_days
-    ]
+    return [path for day_file, path in _day_files(folder, names) if (today - day_file.day).days > policy.keep_days]
 
 
-def _fit(folder: Path, prefix: str, csvlog: CsvLog, max_bytes: int, today: date, exclusively: Exclusively) -> None:
-    """Deletes the oldest days until the folder fits; today's files always stay."""
-    files = _day_files(folder, prefix)
+def _fit(
+    folder: Path, names: FileNames, csvlog: CsvLog, max_bytes: int, today: date, exclusively: Exclusively
+) -> None:
+    """Deletes the oldest days, each with all of its files, until the folder fits; today's files always stay."""
+    files = _day_files(folder, names)
     ours = [path for _, path in files] + [path for path in (folder / ".gpumon").rglob("*") if path.is_file()]
     used = sum(path.stat().st_size for path in ours if path.exists())
-    for day_file, path in files:
+    for day, of_day in groupby(files, key=lambda file: file[0].day):
         if used <= max_bytes:
             return
-        if day_file.day >= today:
+        if day >= today:
             break
-        used -= path.stat().st_size
-        exclusively(partial(_delete, csvlog, day_file, path, "more than max_disk_mb"))
+        for day_file, path in of_day:
+            used -= path.stat().st_size
+            exclusively(partial(_delete, csvlog, day_file, path, "more than max_disk_mb"))
     if used > max_bytes:
         log.warning("disk_cap_not_met used=%d allowed=%d: only today is left; raise max_disk_mb", used, max_bytes)
 
 
-def _day_files(folder: Path, prefix: str) -> list[tuple[DayFile, Path]]:
+def _day_files(folder: Path, names: FileNames) -> list[tuple[DayFile, Path]]:
     """The files of days, oldest first."""
-    found = ((parse_file_name(prefix, path.name), path) for path in folder.iterdir())
-    return sorted((day_file, path) for day_file, path in found if day_file is not None and path.is_file())
+    found = ((names.parse(path.name), path) for path in folder.iterdir())
+    return sorted(
+        (
+            (day_file, path)
+            for day_file, path in found
+            if day_file is not None and _is_governed(path, day_file.table)
+        ),
+        key=lambda file: (file[0].day, file[1].name),
+    )
+
+
+def _is_governed(path: Path, table: Table) -> bool:
+    """Whether a file is ours to delete and compress. Those of samples have a prefix of the user's choice, and
+    are also the old program's; the names of the others are so common that the header has to say it: it is the
+    catalogue's, or that of a version that knew fewer fields."""
+    if not path.is_file():
+        return False
+    if table is SAMPLES:
+        return True
+    try:
+        with open_csv(path) as file:
+            header = file.readline(len(table.header)).rstrip(b"\r\n")
+    except (OSError, EOFError, zlib.error):
+        return False
+    columns = header.decode(errors="replace").split(",")
+    return table.header.startswith(header) and set(table.identity) <= set(columns)
 
 
 def _delete(csvlog: CsvLog, day_file: DayFile, path: Path, reason: str) -> None:

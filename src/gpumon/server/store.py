@@ -1,8 +1,8 @@
 """The store: a DuckDB database of what the CSV files say. Derived, disposable, the only importer of duckdb.
 
-`samples` holds every row with the name of its file, `live.latest` (in memory) the newest row of each GPU. What
-gets in, and when, is `catchup`'s business; here the database is opened, queried, and made anew when it can't be
-opened or is of another version.
+The `tables` hold every row with the name of its file, `live.latest` (in memory) the newest sample of each GPU.
+What gets in, and when, is `catchup`'s business; here the database is opened, queried, and made anew when it
+can't be opened or is of another version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import duckdb
 
 from gpumon.errors import QueryError, StorageError
 from gpumon.server.disk import cannot_write
-from gpumon.server.queries import CREATE_SAMPLES, LATEST_KEY, SAMPLE_COLUMNS, Query, newest_of
+from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query, newest_of
+from gpumon.server.tables import TABLES
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Store:
         query_timeout_seconds: float = 30.0,
     ) -> None:
         # Instants of rows that give only local time hold for one zone.
-        self._version = f"1 {zone_key} {CREATE_SAMPLES}"
+        self._version = " ".join(["1", zone_key, *(f"{table.name} {table.create}" for table in TABLES)])
         self._state = folder / ".gpumon"
         self._path = self._state / "store.duckdb"
         self._memory_mb = memory_mb
@@ -170,7 +171,8 @@ class Store:
             database.execute("CREATE TABLE IF NOT EXISTS version (text VARCHAR)")
             found = database.execute("SELECT text FROM version").fetchone()
             if found is None or found[0] != self._version:
-                database.execute(f"CREATE OR REPLACE TABLE samples {CREATE_SAMPLES}")
+                for table in TABLES:
+                    database.execute(f"CREATE OR REPLACE TABLE {table.name} {table.create}")
                 database.execute("CREATE OR REPLACE TABLE files (name VARCHAR, size BIGINT, mtime_ns BIGINT)")
                 database.execute("CREATE OR REPLACE TABLE version AS SELECT ? AS text", [self._version])
         except duckdb.Error:

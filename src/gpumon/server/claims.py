@@ -1,0 +1,146 @@
+"""Whose the seconds of a sample are, as SQL; pure. What `ledger` and `usage` add up.
+
+Each wall second of a GPU is divided into parts: active by somebody, held idle by somebody, used without allocation,
+free, unhealthy, and no data with its reason. Whatever the rows say (shares that add up to too much, users listed
+twice, values out of bounds), the parts of a sample add up to the seconds it stands for, and with `not_sampled` to the
+wall time of the GPU. What could not be measured is no data, never idle.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gpumon.server.slices import PLACES, SLICES, uses, within
+from gpumon.server.tables import POD_KEY
+
+REASONS: Final = ("activity_unmeasured", "allocation_unknown", "not_readable", "not_sampled")
+"""Why a part of the wall time is no data."""
+
+PARTS: Final = ("active", "held_idle", "used_without_allocation", "free", "unhealthy", *REASONS)
+"""Columns of `accounts`, in seconds: together the wall time."""
+
+_FATES: Final = ("free", "unhealthy", "activity_unmeasured", "allocation_unknown", "not_readable")
+"""What the part of a second that nobody used or held may be."""
+
+NOBODY: Final = 0
+UNRESOLVED: Final = -1
+"""Claimants without a row: nobody, and a user whom no row names."""
+
+_USER = (*POD_KEY, "owner_kind", "owner_name")
+
+_CLAIMANTS: Final = f"""
+    users AS MATERIALIZED (
+        SELECT row_number() OVER () AS claimant, *, dense_rank() OVER (ORDER BY {", ".join(POD_KEY)}) AS identity
+        FROM (SELECT DISTINCT {", ".join(_USER)} FROM pod_usage
+              WHERE sampled_at > $start AND sampled_at <= $reach_end)
+    ),
+    claimants AS MATERIALIZED (
+        SELECT claimant, method,
+               CASE WHEN pod IS NOT NULL THEN 'pod'
+                    WHEN method = 'unresolved' OR pod_uid IS NOT NULL OR process_name IS NULL THEN 'unresolved'
+                    ELSE 'host' END AS who,
+               CASE WHEN pod IS NOT NULL THEN namespace END AS namespace, pod,
+               CASE WHEN pod IS NOT NULL THEN container END AS container,
+               CASE WHEN pod IS NOT NULL AND owner_name IS NULL THEN 'Pod'
+                    WHEN pod IS NOT NULL THEN owner_kind END AS owner_kind,
+               CASE WHEN pod IS NOT NULL THEN coalesce(owner_name, pod) END AS owner_name
+        FROM users
+        UNION ALL BY NAME SELECT {NOBODY} AS claimant, 'nobody' AS who
+        UNION ALL BY NAME SELECT {UNRESOLVED} AS claimant, 'unresolved' AS who
+    ),
+    once AS (
+        SELECT sample, max(told.rowid) AS use, arg_max(claimant, told.rowid) AS claimant
+        {uses("told")} JOIN users ON {" AND ".join(f"told.{name} IS NOT DISTINCT FROM users.{name}" for name in _USER)}
+        GROUP BY sample, identity
+    )"""
+"""Who appears at all, by number, so that what follows carries numbers only. A user that is listed twice for one
+sample counts once, the later row."""
+
+_CLAIMS: Final = f"""
+    claims AS MATERIALIZED (
+        SELECT sample, claimant, busy, readable, held, pod_usage.mig_uuid IS NOT NULL AS is_mig,
+               CASE WHEN held THEN greatest(0, least(coalesce(gpu_share, 0), 1)) ELSE 0 END AS share,
+               CASE WHEN readable THEN {within("utilization", "0", "100")} / 100 END AS used,
+               {within("pod_usage.memory_used", "0")} AS memory, {within("energy_mj * portion", "0")} AS energy
+        FROM once JOIN pod_usage ON pod_usage.rowid = once.use JOIN slices USING (sample)
+    ),
+    claimed AS MATERIALIZED (
+        SELECT sample, bool_or(is_mig) AS is_mig, sum(used) AS used, sum(memory) AS memory, sum(energy) AS energy
+        FROM claims GROUP BY sample
+    ),
+    scaled AS (
+        SELECT claims.* REPLACE (claims.used * least(1, coalesce(busy, 1) / nullif(claimed.used, 0)) AS used)
+        FROM claims JOIN claimed USING (sample)
+    ),
+    bounded AS MATERIALIZED (
+        SELECT *, CASE WHEN held IS NOT TRUE OR used IS NULL THEN 0
+                       WHEN is_mig THEN greatest(0, share - used)
+                       ELSE coalesce(share * (1 - busy), 0) END AS idle,
+               CASE WHEN held AND readable AND (used IS NULL OR (busy IS NULL AND NOT is_mig))
+                    THEN share ELSE 0 END AS unmeasured
+        FROM scaled
+    ),
+    divided AS (
+        SELECT sample, sum(used) AS used, sum(idle + unmeasured) AS unused FROM bounded GROUP BY sample
+    ),
+    whole AS MATERIALIZED (
+        SELECT sample, place, ends, seconds, readable, busy, slices.memory, slices.energy, holder_count = 0 AS unheld,
+               coalesce(divided.used, 0) AS claimed_busy, coalesce(unused, 0) AS unused,
+               1 - greatest(coalesce(divided.used, 0), coalesce(busy, 0)) AS room,
+               claimed.memory AS claimed_memory, claimed.energy AS claimed_energy,
+               CAST(CASE WHEN lost THEN 'unhealthy'
+                         WHEN NOT readable THEN 'not_readable'
+                         WHEN holder_count IS NULL THEN 'allocation_unknown'
+                         WHEN busy IS NULL AND NOT coalesce(claimed.is_mig, false) AND holder_count = 0
+                              AND coalesce(process_count, 1) > 0 THEN 'activity_unmeasured'
+                         WHEN is_unhealthy THEN 'unhealthy'
+                         ELSE 'free' END AS ENUM ({", ".join(f"'{part}'" for part in _FATES)})) AS fate
+        FROM slices LEFT JOIN claimed USING (sample) LEFT JOIN divided USING (sample)
+    )"""
+"""Use is bounded by what the GPU was busy; what is held and not used, by the room that is then left of it. `fate` is
+what becomes of the remainder."""
+
+_SHARES: Final = f"""
+    shares AS NOT MATERIALIZED (
+        SELECT sample, place, ends, seconds, claimant, used IS NOT NULL AS measured,
+               share * seconds AS allocated,
+               CASE WHEN used IS NOT NULL THEN share * seconds END AS allocated_measured,
+               CASE WHEN held THEN used * seconds END AS active_of_held,
+               CASE WHEN held IS DISTINCT FROM false THEN used * seconds END AS active,
+               idle * least(1, room / nullif(unused, 0)) * seconds AS held_idle,
+               CASE WHEN held = false THEN used * seconds END AS used_without_allocation,
+               unmeasured * least(1, room / nullif(unused, 0)) * seconds AS activity_unmeasured,
+               bounded.memory * least(1, whole.memory / nullif(claimed_memory, 0)) AS memory,
+               bounded.energy * least(1, whole.energy / nullif(claimed_energy, 0)) AS energy
+        FROM bounded JOIN whole USING (sample)
+        UNION ALL BY NAME
+        SELECT sample, place, ends, seconds, {UNRESOLVED} AS claimant, true AS measured,
+               CASE WHEN unheld IS NOT TRUE THEN (busy - claimed_busy) * seconds END AS active,
+               CASE WHEN unheld THEN (busy - claimed_busy) * seconds END AS used_without_allocation
+        FROM whole WHERE busy > claimed_busy
+        UNION ALL BY NAME
+        SELECT sample, place, ends, seconds, {NOBODY} AS claimant,
+               readable AND (busy IS NOT NULL OR fate IN ('free', 'unhealthy')) AS measured,
+               {
+    ", ".join(
+        f"CASE WHEN fate = '{part}' THEN (room - least(unused, room)) * seconds END AS {part}" for part in _FATES
+    )
+},
+               CASE WHEN memory IS NOT NULL THEN greatest(0, memory - coalesce(claimed_memory, 0)) END AS memory,
+               CASE WHEN energy IS NOT NULL THEN greatest(0, energy - coalesce(claimed_energy, 0)) END AS energy
+        FROM whole
+    ),
+    fleet AS MATERIALIZED (
+        SELECT gpu, any_value(place) FILTER (is_newest) AS place, coalesce(any_value(covered), 0) AS covered
+        FROM places LEFT JOIN (SELECT gpu, sum(seconds) AS covered FROM spans GROUP BY gpu) USING (gpu)
+        WHERE known OR covered > 0 GROUP BY gpu
+    ),
+    accounts AS NOT MATERIALIZED (
+        SELECT * FROM shares
+        UNION ALL BY NAME
+        SELECT place, {NOBODY} AS claimant, greatest(0, $wall - covered) AS not_sampled FROM fleet
+    )"""
+"""`shares`: each claimant's part of each slice, in seconds, MiB and mJ; what is left of it is unresolved or nobody's.
+`fleet`: the GPUs that are accounted for. `accounts` adds the time of which there is no sample."""
+
+ACCOUNTS: Final = ",".join((PLACES, SLICES, _CLAIMANTS, _CLAIMS, _SHARES))
