@@ -103,6 +103,11 @@ def test_a_process_of_the_host_is_named_and_flagged() -> None:
     assert found[None] | host == found[None]
 
 
+def test_a_process_that_calls_itself_a_formula_is_not_lost() -> None:
+    odd = Occupant("host", name="=cmd")
+    assert rows(attributed(80, (), (process(1, 80),), {1: odd}))[None]["process_name"] == "?cmd"
+
+
 def test_what_has_ended_stays_visible_as_unresolved_beside_sharers() -> None:
     found = attributed(80, (A, B), (process(1, 50), process(9, 30, 0)), {1: occupant("a")})
     assert rows(found)[None] == {

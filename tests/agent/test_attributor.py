@@ -10,7 +10,7 @@ from gpumon.agent.counts import AttributionCounts, HoldersCounts
 from gpumon.agent.holders import ALLOCATABLE_SECONDS, BELIEVED_SECONDS, Holders
 from gpumon.agent.ports import USE, GpuUse, NodeInfo, Reading
 from tests.agent.doors import Times, Until
-from tests.agent.pods import GPU, Kubelet, Pods, ProcessTable, holding, occupant, pod, process
+from tests.agent.pods import GPU, OTHER_GPU, Kubelet, Pods, ProcessTable, holding, occupant, pod, process
 
 INTERVAL = 5.0
 
@@ -73,6 +73,16 @@ def test_a_sample_says_who_has_the_gpu_and_never_carries_what_is_for_the_agent_a
     assert (found["holder_count"], found["pod"], found["attribution"]) == (1, "a", "exclusive")
     assert USE not in found
     assert node.counts.rows == {"process": 1, "exclusive": 1}
+
+
+def test_a_gpu_that_was_not_known_when_the_kubelet_was_asked_is_not_called_free() -> None:
+    node = Node(Kubelet(holding("a", OTHER_GPU)))
+    node.sample()
+    node.ask()
+    assert "holder_count" not in node.sample(process(1, 80), gpu_uuid=OTHER_GPU)
+    assert node.wants_to_ask()
+    node.ask()
+    assert node.sample(process(1, 80), gpu_uuid=OTHER_GPU)["holder_count"] == 1
 
 
 def test_a_lost_gpu_is_attributed_to_nobody_and_its_counter_is_forgotten() -> None:

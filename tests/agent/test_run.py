@@ -14,23 +14,26 @@ import msgspec
 import pytest
 
 from gpumon import clock
-from gpumon.agent.run import Agent, Names, run
+from gpumon.agent.assembly import Agent
+from gpumon.agent.run import run
 from gpumon.agent.settings import (
     AgentSettings,
     Authentication,
     GpuMetrics,
+    Kubernetes,
     Monitoring,
     Network,
     Server,
     Spool,
     Status,
 )
+from gpumon.agent.surroundings import Simulated, Surroundings
 from gpumon.errors import NvmlUnavailable, SettingsError
 from gpumon.model.sample import GpuSample
 from tests.agent.doors import PATIENCE_SECONDS, FakeLibrary, Hang, Receiver, gpu
 
 OPEN_FILES = Path("/proc/self/fd")
-NAMES = Names(client="node-1", node="worker-1")
+HERE = Surroundings("node-1", "worker-1")
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def wait_for_posts(receiver: Receiver, count: int) -> None:
 
 
 def test_samples_reach_the_server_as_the_wire_format_says(receiver: Receiver, tmp_path: Path) -> None:
-    agent = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0)), NAMES)
+    agent = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0)), HERE)
     agent.start()
     wait_for_posts(receiver, 3)
     agent.stop()
@@ -88,7 +91,7 @@ def test_what_a_stop_leaves_is_on_disk_and_the_next_run_sends_it_with_the_same_i
     receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.answer = (503, {"Retry-After": "3600"}, b"{}")
-    first = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0)), NAMES)
+    first = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0)), HERE)
     first.start()
     wait_for_posts(receiver, 1)
     with caplog.at_level(logging.INFO):
@@ -98,7 +101,7 @@ def test_what_a_stop_leaves_is_on_disk_and_the_next_run_sends_it_with_the_same_i
     assert len(list((tmp_path / "node-1").glob("*.batch"))) == taken >= 1
 
     receiver.answer = (200, {}, b'{"success": true}')
-    second = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0)), NAMES)
+    second = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0)), HERE)
     second.start()
     wait_for_posts(receiver, taken + 1)
     second.stop()
@@ -113,7 +116,7 @@ def test_what_a_stop_leaves_is_on_disk_and_the_next_run_sends_it_with_the_same_i
 def test_a_stop_sends_the_batch_that_is_being_filled(receiver: Receiver, tmp_path: Path) -> None:
     library = FakeLibrary(gpu(0))
     wanted = settings(receiver.port, tmp_path, network=Network(batch_size=1000, batch_interval=3600))
-    agent = Agent(wanted, library, NAMES)
+    agent = Agent(wanted, library, HERE)
     agent.start()
     for _ in range(2):  # at the second tick, the first one's sample waits in the batch
         assert library.asked.acquire(timeout=PATIENCE_SECONDS)
@@ -128,7 +131,7 @@ def test_neither_a_request_nor_a_gpu_that_hangs_holds_up_the_stop(receiver: Rece
     library = FakeLibrary(gpu(0), gpu(1))
     hang = library.answers[0] = Hang({})
     wanted = settings(receiver.port, tmp_path, network=Network(batch_size=1, shutdown_seconds=0.2, compress=False))
-    agent = Agent(wanted, library, NAMES)
+    agent = Agent(wanted, library, HERE)
     agent.start()
     wait_for_posts(receiver, 1)
     began = clock.monotonic()
@@ -149,7 +152,7 @@ def test_neither_a_request_nor_a_gpu_that_hangs_holds_up_the_stop(receiver: Rece
 
 def test_its_port_says_how_it_is(receiver: Receiver, tmp_path: Path) -> None:
     library = FakeLibrary(gpu(0))
-    agent = Agent(settings(receiver.port, tmp_path), library, NAMES, fake_nvml=True)
+    agent = Agent(settings(receiver.port, tmp_path), library, HERE, Simulated())
     agent.start()
     wait_for_posts(receiver, 2)
     try:
@@ -166,7 +169,7 @@ def test_its_port_says_how_it_is(receiver: Receiver, tmp_path: Path) -> None:
 def test_it_is_not_ready_while_there_is_no_nvml(receiver: Receiver, tmp_path: Path) -> None:
     library = FakeLibrary(gpu(0))
     library.open_error = NvmlUnavailable("no driver")
-    agent = Agent(settings(receiver.port, tmp_path), library, NAMES)
+    agent = Agent(settings(receiver.port, tmp_path), library, HERE)
     agent.start()
     try:
         status, body = get(agent, "/readyz")
@@ -183,7 +186,7 @@ def test_fifty_starts_and_stops_leave_no_thread_and_no_file(receiver: Receiver, 
     agents = []  # kept, or the garbage collection would close what they forget
 
     def start_and_stop() -> None:
-        agent = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0), gpu(1)), NAMES)
+        agent = Agent(settings(receiver.port, tmp_path), FakeLibrary(gpu(0), gpu(1)), HERE)
         agents.append(agent)
         agent.start()
         wait_for_posts(receiver, 2)
@@ -225,8 +228,26 @@ def test_a_client_is_called_by_its_setting_else_its_node_else_its_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "this-host")
-    found = Names.find(AgentSettings(authentication=Authentication(client_name=setting)), environ)
-    assert found == Names(client, node)
+    found = Surroundings.look(AgentSettings(authentication=Authentication(client_name=setting)), environ)
+    assert (found.client, found.node) == (client, node)
+
+
+@pytest.mark.parametrize(
+    ("socket", "environ", "in_pod", "kubernetes"),
+    [
+        ("pod-resources/kubelet.sock", {}, False, True),
+        ("none/kubelet.sock", {}, False, False),
+        ("", {}, False, False),
+        ("", {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True, True),
+    ],
+)
+def test_a_pod_is_known_by_its_environment_and_a_node_by_the_kubelets_folder(
+    socket: str, environ: dict[str, str], in_pod: bool, kubernetes: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "pod-resources").mkdir()
+    wanted = Kubernetes(kubelet_socket=str(tmp_path / socket) if socket else "")
+    found = Surroundings.look(AgentSettings(kubernetes=wanted), environ)
+    assert (found.in_pod, found.kubernetes) == (in_pod, kubernetes)
 
 
 SCENARIO = """
@@ -303,7 +324,7 @@ def test_a_server_host_may_have_a_password_or_a_slash_at_its_end(
     host: str, receiver: Receiver, tmp_path: Path
 ) -> None:
     server = Server(server_host=host, server_port=receiver.port)
-    agent = Agent(settings(receiver.port, tmp_path, server=server), FakeLibrary(gpu(0)), NAMES)
+    agent = Agent(settings(receiver.port, tmp_path, server=server), FakeLibrary(gpu(0)), HERE)
     agent.start()
     wait_for_posts(receiver, 1)
     agent.stop()

@@ -113,7 +113,7 @@ class Attributor:
     def _holders_of(self, gpu: _OfGpu, known: Known | None) -> tuple[Holder, ...] | None:
         if self._holders is None:
             return None if self._in_kubernetes else ()
-        return None if known is None else known.holdings.by_gpu.get(gpu.known.uuid, ())
+        return None if known is None else known.of(gpu.known)
 
     def _unsettled(
         self,

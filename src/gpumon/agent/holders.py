@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from gpumon import clock
 from gpumon.agent.counts import HoldersCounts
 from gpumon.agent.deviceids import Devices, KnownGpu
-from gpumon.agent.holdings import Holdings, holdings
+from gpumon.agent.holdings import Holder, Holdings, holdings
 from gpumon.agent.ports import ContainerDevices, PodDirectory, PodResources
 from gpumon.clock import Monotonic
 from gpumon.errors import KubeletUnavailable
@@ -34,10 +34,16 @@ ALLOCATABLE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The holders, and the monotonic moment at which the kubelet was asked for them."""
+    """The holders of `gpus`, and the monotonic moment at which the kubelet was asked for them."""
 
     holdings: Holdings
+    gpus: frozenset[KnownGpu]
     asked_at: float
+
+    def of(self, gpu: KnownGpu) -> tuple[Holder, ...] | None:
+        """The holders of a GPU; None where it, or the way it is split, was not known when the kubelet was
+        asked."""
+        return self.holdings.by_gpu.get(gpu.uuid, ()) if gpu in self.gpus else None
 
 
 class Holders:
@@ -101,7 +107,7 @@ class Holders:
 
     def refresh(self) -> None:
         """Asks the kubelet once. Trouble is logged and counted; the last answer stays."""
-        asked_at = self._monotonic()
+        asked_at, gpus = self._monotonic(), self._gpus
         try:
             containers = self._containers()
             allocatable = self._what_there_is(asked_at)
@@ -112,8 +118,8 @@ class Holders:
             return
         self._counts.trouble = None
         self._trouble.ended()
-        found = holdings(containers, allocatable, Devices(self._gpus), self._pods, self._resource_names)
-        self._known = Known(found, asked_at)
+        found = holdings(containers, allocatable, Devices(gpus), self._pods, self._resource_names)
+        self._known = Known(found, frozenset(gpus), asked_at)
 
     def _containers(self) -> Sequence[ContainerDevices]:
         self._counts.calls += 1

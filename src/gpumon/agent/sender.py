@@ -1,4 +1,4 @@
-"""The door to the server: one POST per batch. The only importer of httpx in the agent's way to the server.
+"""The door to the server: one POST per batch. `serverprobe` goes the same way.
 
 | answer | outcome |
 |---|---|
@@ -43,7 +43,7 @@ _KEEP_ALIVE_SECONDS = 2.0
 """Less than the 5 s after which uvicorn closes an idle connection: no request meets one that is closing."""
 ANSWER_BYTES = 65536
 """What is read of an answer; the server's longest, with the most faults that it lists, is far shorter."""
-_SHOWN = 200
+SHOWN = 200
 """Characters of an answer that are worth a log line."""
 _NULL = msgspec.Raw(b"null")
 
@@ -81,7 +81,7 @@ class HttpSink:
         now: Now = clock.now,
         monotonic: Monotonic = clock.monotonic,
     ) -> None:
-        given = _checked(url)
+        given = checked_url(url)
         self._url = given.copy_with(username="", password="")
         self._shown_url = str(self._url.copy_with(query=None))
         self._counts = counts
@@ -89,19 +89,10 @@ class HttpSink:
         self._read_timeout_seconds = read_timeout_seconds
         self._now = now
         self._monotonic = monotonic
-        self._client = httpx.Client(
-            auth=(given.username, given.password) if given.userinfo else None,
-            # Certificates cost memory and are not needed for http.
-            verify=_certificates() if given.scheme == "https" else False,
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds),
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS),
-            headers={
-                "User-Agent": f"gpumon-agent/{__version__}",
-                "Content-Type": "application/json",
-                "Accept-Encoding": "identity",
-            },
+        self._client = open_client(
+            given,
+            connect_timeout_seconds=connect_timeout_seconds,
+            read_timeout_seconds=read_timeout_seconds,
         )
 
     def deliver(self, batch: Batch) -> Outcome:
@@ -114,7 +105,7 @@ class HttpSink:
         try:
             response = self._post(body, headers)
         except (httpx.HTTPError, OSError) as error:
-            return Outcome("retry", f"{self._shown_url}: {_reason(error)}")
+            return Outcome("retry", f"{self._shown_url}: {reason_of(error)}")
         self._counts.sent_bytes += len(body)
         return self._outcome(batch, response)
 
@@ -167,7 +158,27 @@ class HttpSink:
             )
 
 
-def _checked(url: str) -> httpx.URL:
+def open_client(given: httpx.URL, *, connect_timeout_seconds: float, read_timeout_seconds: float) -> httpx.Client:
+    """The way to the server at `given`, with the name and password in it. Raises SettingsError where certificates
+    that are named can't be read."""
+    return httpx.Client(
+        auth=(given.username, given.password) if given.userinfo else None,
+        # Certificates cost memory and are not needed for http.
+        verify=_certificates() if given.scheme == "https" else False,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds),
+        limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS),
+        headers={
+            "User-Agent": f"gpumon-agent/{__version__}",
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+        },
+    )
+
+
+def checked_url(url: str) -> httpx.URL:
+    """An address that can be one. Raises SettingsError."""
     try:
         return httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -197,16 +208,16 @@ def _read(body: bytes) -> _Answer | None:
 def _detail(detail: msgspec.Raw) -> str:
     """Its text, or where it is no text, its JSON."""
     try:
-        return msgspec.json.decode(detail, type=str)[:_SHOWN]
+        return msgspec.json.decode(detail, type=str)[:SHOWN]
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return _text(bytes(detail))
 
 
 def _text(body: bytes) -> str:
-    return body.decode("utf-8", errors="replace")[:_SHOWN]
+    return body.decode("utf-8", errors="replace")[:SHOWN]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The kind of trouble and what the system says of it, the same each time it happens."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 

@@ -137,7 +137,7 @@ def _wire(use: Use, mig_uuid: str | None, pods: PodDirectory) -> dict[str, Any]:
         "pod_uid": pod.uid if pod is not None else use.pod_uid,
         "owner_kind": owner[0] if owner else None,
         "owner_name": owner[1] if owner else None,
-        "process_name": use.process_name or None,
+        "process_name": _harmless(use.process_name) or None,
         "held": use.held,
         "method": use.method,
         "gpu_share": None if use.share is None else round(use.share, 9),
@@ -146,6 +146,11 @@ def _wire(use: Use, mig_uuid: str | None, pods: PodDirectory) -> dict[str, Any]:
         "process_count": use.processes,
     }
     return {name: value for name, value in row.items() if value is not None}
+
+
+def _harmless(name: str) -> str:
+    """A command's name as the server takes it: a process may call itself what a spreadsheet would run."""
+    return f"?{name[1:]}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def _described(use: Use, pods: PodDirectory) -> Pod | None:
