@@ -16,6 +16,7 @@ from gpumon.agent.ports import USE, Gpu, GpuUse, Reading
 PLAIN = {
     "utilization_gpu",
     "utilization_memory",
+    "utilization_mean",
     "encoder_utilization",
     "decoder_utilization",
     "clock_event_reasons",

@@ -220,8 +220,11 @@ def test_a_certificate_of_another_authority_is_said(
     certificate: Path, start: Callable[..., KubeDirectory], tmp_path: Path
 ) -> None:
     with KubeApi(certificate=certificate) as api:
-        until(says(start(api), "no TLS connection", "certificate", "authority"))
+        directory = start(api)
+        until(says(directory, "no TLS connection", "certificate", "authority"))
         assert api.requests == []
+        # A connection that is reset before its TLS has begun leaves Python's ssl with a socket unclosed.
+        directory.stop(5.0)
 
 
 def test_something_else_than_a_kubernetes_api_is_said(start: Callable[..., KubeDirectory], tmp_path: Path) -> None:
@@ -266,7 +269,6 @@ def test_without_a_node_nothing_is_asked(api: KubeApi, start: Callable[..., Kube
 
 
 def test_the_delay_grows_to_a_minute_with_a_random_part_left_out(tmp_path: Path) -> None:
-    config = config_for(tmp_path / "config", f"http://127.0.0.1:{free_port()}")
     times = Times()
     stop = Until(times, end=200.0)
     waited: list[float] = []
@@ -286,7 +288,7 @@ def test_the_delay_grows_to_a_minute_with_a_random_part_left_out(tmp_path: Path)
 
     def connect() -> object:
         waited.append(times.seconds)
-        return open_client(config)
+        return open_client(str(tmp_path / "missing"))
 
     watched(0.0).run(stop)
     assert [round(after - before) for before, after in pairwise(waited)] == [
@@ -329,10 +331,8 @@ def test_it_stops_at_once_in_the_middle_of_a_watch_by_tls(in_cluster: tuple[Kube
 
 
 def test_it_stops_while_it_waits_to_try_again(tmp_path: Path) -> None:
-    directory = started(
-        config_for(tmp_path / "config", f"http://127.0.0.1:{free_port()}"), first_delay_seconds=60.0
-    )
-    until(says(directory, "no connection"))
+    directory = started(str(tmp_path / "missing"), first_delay_seconds=60.0)
+    until(says(directory, "no credentials"))
 
     began = time.monotonic()
     assert directory.stop(10.0)

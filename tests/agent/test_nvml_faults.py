@@ -23,6 +23,7 @@ def nodes() -> Iterator[Any]:
 
 READING_CALLS = [
     ("nvmlDeviceGetUtilizationRates", {"utilization_gpu", "utilization_memory"}),
+    ("nvmlDeviceGetSamples", {"utilization_mean"}),
     ("nvmlDeviceGetMemoryInfo_v2", MEMORY),
     ("nvmlDeviceGetTemperatureV", {"temperature"}),
     ("nvmlDeviceGetFieldValues", PCIE | NVLINK | {"temperature_memory", "power_draw", "energy_mj"}),

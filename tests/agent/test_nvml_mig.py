@@ -63,8 +63,8 @@ def test_each_instance_has_its_ids_share_memory_processes_and_activity(nodes: Ca
     assert (large.memory_used_mib, small.memory_used_mib) == (1024.0, 768.0)
     assert large.processes == (GpuProcess(7, 1024 * MIB),)
     assert small.processes == (GpuProcess(8, 512 * MIB), GpuProcess(9, 256 * MIB, "mps"))
-    assert large.busy_percent == pytest.approx(0.92 * 50)  # SM activity; the simulation has it at 92 % of the load
-    assert small.busy_percent == pytest.approx(0.92 * 20)
+    assert large.busy_percent == pytest.approx(50)
+    assert small.busy_percent == pytest.approx(20)
 
 
 def test_the_processes_of_all_instances_are_counted_each_once(nodes: Callable[..., Node]) -> None:
@@ -104,7 +104,7 @@ def test_between_slow_readings_an_instance_takes_four_calls_on_hopper_and_the_gp
     calls = split.calls_of(split.use)
     assert calls[COMPUTE] == 2
     assert calls["nvmlGpmMigSampleGet"] == 2
-    assert calls.total() == of_whole - 1 - 1 + 2 * 4  # the GPU's list and its utilisation fall away
+    assert calls.total() == of_whole - 1 - 2 + 2 * 4  # the GPU's list and its utilisation fall away
 
 
 def test_instances_are_listed_slowly_and_a_new_one_then_appears(nodes: Callable[..., Node]) -> None:
@@ -137,7 +137,7 @@ def test_a_destroyed_instance_goes_at_once_and_its_activity_is_given_back(nodes:
     for name in (HANDLE, COMPUTE, "nvmlDeviceGetMemoryInfo_v2"):
         destroyed(name)
     (left,) = instances(node.use())
-    assert left.busy_percent == pytest.approx(46.0)
+    assert left.busy_percent == pytest.approx(50.0)
     assert node.fake.calls["nvmlGpmSampleFree"] == 2
     assert node.calls_of(node.use)[HANDLE] == 0
 

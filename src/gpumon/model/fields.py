@@ -439,6 +439,17 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Why the GPU, though it answers, can't be given to pods: cordoned, or an Xid error that needs a reset.",
         "Kubernetes API, NVML events",
     ),
+    Field(
+        "utilization_mean",
+        "float",
+        "%",
+        "Mean of the GPU's utilization over the seconds this sample stands for, as far as the driver remembers "
+        "(some 16 s); utilization_gpu is of the last second only. Absent where the driver does not keep it.",
+        "nvmlDeviceGetSamples",
+        0,
+        100,
+        metric=Metric("gpumon_gpu_utilization_mean_ratio", 0.01),
+    ),
 )
 
 BY_NAME: Final = {field.name: field for field in FIELDS}

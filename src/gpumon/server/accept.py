@@ -33,6 +33,7 @@ _CELLS = {True: "true", False: "false", None: None}
 _TIMESTAMP = CSV_COLUMNS.index("timestamp")
 _SAMPLED_AT = CSV_COLUMNS.index("sampled_at")
 _UTILIZATION = CSV_COLUMNS.index("utilization_gpu")
+_UTILIZATION_MEAN = CSV_COLUMNS.index("utilization_mean")
 _KUBERNETES_NAMES = frozenset(f.name for f in (*FIELDS, *USE_FIELDS) if f.kubernetes_name)
 _KUBERNETES_NAME = re.compile(r"[a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?")
 _TIMESTAMP_FORM = re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}")
@@ -106,6 +107,7 @@ class Acceptor:
     def _take_pods(self, accepted: Accepted, index: int, pods: list[Any], row: Row, when: _When) -> None:
         """The rows and labels of a sample's pods. One that is listed twice is stored once."""
         head = _before_use(row)
+        busy = row[_UTILIZATION] if row[_UTILIZATION_MEAN] is None else row[_UTILIZATION_MEAN]
         seen = set()
         for place, pod in enumerate(pods):
             if pod is None:  # left out before
@@ -119,7 +121,7 @@ class Acceptor:
             if key in seen:
                 continue
             seen.add(key)
-            cells = (*head, *use[:_HELD], _CELLS[use[_HELD]], *use[_HELD + 1 :], row[_UTILIZATION])
+            cells = (*head, *use[:_HELD], _CELLS[use[_HELD]], *use[_HELD + 1 :], busy)
             accepted.rows.append((POD_USAGE, when[2], when[3], cells))
             if pod.labels:
                 loc = ["pods", str(place), "labels"]

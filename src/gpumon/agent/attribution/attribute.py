@@ -36,7 +36,7 @@ class Facts:
 def attribute(sample: Reading, facts: Facts) -> Reading:
     """The fields to add to a sample of state ok: `pods`, each without what can't be told, and those of the
     catalogue that sum them up."""
-    busy = sample.get("utilization_gpu")
+    busy = busy_percent(sample)
     rows = [row for part, of in _parts(sample, facts) for row in _of_gpu(divide(part), of)]
     pods = [_wire(use, mig_uuid, facts.pods) for use, mig_uuid in rows]
     if facts.energy_mj is not None:
@@ -70,12 +70,19 @@ def attribute(sample: Reading, facts: Facts) -> Reading:
     return more
 
 
+def busy_percent(sample: Reading) -> float | None:
+    """How busy the GPU was in the seconds the sample stands for: the mean where the driver keeps it, else the last
+    second. None where it can't be read."""
+    mean: float | None = sample.get("utilization_mean")
+    return sample.get("utilization_gpu") if mean is None else mean
+
+
 def _parts(sample: Reading, facts: Facts) -> Iterator[tuple[Part, tuple[str | None, float]]]:
     """The GPU, or its instances, each with (its MIG UUID, its share of the GPU). What is held of a GPU beside its
     parts, as while it is being split, is a part of which nothing can be read."""
     use = facts.use
     if use is None or use.mig is None:
-        whole = _part(sample.get("utilization_gpu"), sample.get("memory_used"), None, use, facts)
+        whole = _part(busy_percent(sample), sample.get("memory_used"), None, use, facts)
         parts: dict[str | None, Part] = {None: whole}
         shares: dict[str | None, float] = {None: 1.0}
     else:

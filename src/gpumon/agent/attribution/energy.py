@@ -31,7 +31,7 @@ class EnergyMeter:
         before, counter = self._counter, sample.get("energy_mj")
         self._counter = counter
         power, seconds = sample.get("power_draw"), sample["interval_seconds"]
-        if power is not None and sample.get("utilization_gpu") == 0:
+        if power is not None and sample.get("utilization_gpu") == 0 and not sample.get("utilization_mean"):
             self._lowest = power if self._lowest is None else min(self._lowest, power)
         if before is not None and counter is not None and counter >= before:
             most = sample.get("power_limit")

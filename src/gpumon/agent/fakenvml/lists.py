@@ -18,6 +18,8 @@ from gpumon.agent.fakenvml.timeline import HISTORY_SECONDS
 _UTILIZATION_INFO_V1 = 0x01000018
 _SAMPLES_PER_SECOND = 6
 _MICRO = 1_000_000
+_GPU_UTILIZATION_SAMPLES = 1
+_UNSIGNED_INT = 1
 _DOUBLE_BIT_ERROR = 1
 _JUNK: Sequence[tuple[int, int]] = ((0, 37_100), (4_294_967_295, 101))
 """Rows seen from real drivers: (pid, utilisation in %)."""
@@ -95,6 +97,30 @@ def _fill(array: Any, rows: Sequence[tuple[int, int]], at: int) -> None:
         row = array[i]
         row.pid, row.timeStamp, row.smUtil, row.memUtil = pid, at, percent, percent // 2
         row.encUtil = row.decUtil = 0
+
+
+def nvmlDeviceGetSamples(
+    gpu: SimGpu, t: float, kind: Any, seen: Any, value_kind: Any, count: Any, array: Any
+) -> int:
+    """Six samples a second, each the mean of its part of the second."""
+    if number(kind) != _GPU_UTILIZATION_SAMPLES:
+        return Return.NOT_SUPPORTED
+    last = int(t * _SAMPLES_PER_SECOND)
+    first = max(
+        number(seen) * _SAMPLES_PER_SECOND // _MICRO + 1, last - int(HISTORY_SECONDS * _SAMPLES_PER_SECOND)
+    )
+    room = count._obj.value if array is not None else 0
+    count._obj.value = max(0, last - first + 1)
+    value_kind._obj.value = _UNSIGNED_INT
+    if not count._obj.value:
+        return Return.NOT_FOUND
+    if count._obj.value > room:
+        return Return.INSUFFICIENT_SIZE
+    for row, tick in zip(getattr(array, "_obj", array), range(first, last + 1), strict=False):
+        row.timeStamp = tick * _MICRO // _SAMPLES_PER_SECOND
+        end = tick / _SAMPLES_PER_SECOND
+        row.sampleValue.uiVal = round(100 * gpu.mean_busy(end - 1 / _SAMPLES_PER_SECOND, end))
+    return Return.SUCCESS
 
 
 def nvmlDeviceGetRetiredPages(gpu: SimGpu, t: float, cause: Any, count: Any, array: Any) -> int:

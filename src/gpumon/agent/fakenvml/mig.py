@@ -23,6 +23,7 @@ NOT_ON_MIG_PARENT: Final = frozenset(
         "nvmlDeviceGetEncoderUtilization",
         "nvmlDeviceGetDecoderUtilization",
         "nvmlDeviceGetProcessUtilization",
+        "nvmlDeviceGetSamples",
         "nvmlDeviceGetProcessesUtilizationInfo",
         "nvmlDeviceGetRemappedRows",
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pynvml
 
-from gpumon.agent.nvml import fields, gpm, mig, processes
+from gpumon.agent.nvml import busy, fields, gpm, mig, processes
 from gpumon.agent.nvml.errors import meaning
 from gpumon.agent.nvml.use import Use
 from gpumon.agent.ports import Reading
@@ -23,14 +23,16 @@ from gpumon.agent.readings import Source
 _MIB = 2**20
 
 
-def sources(handle: Any, groups: frozenset[str], use: Use | None) -> tuple[Source, ...]:
+def sources(handle: Any, groups: frozenset[str], use: Use | None, samples: busy.BusySamples) -> tuple[Source, ...]:
     """The sources of one GPU for the groups that are on, in the order in which to ask them. `use` is who uses
-    it, where that is asked."""
+    it, where that is asked; `samples` is how busy it was."""
+    wants_use = "utilization" in groups
     return (
         *(_processes(use) if use is not None else ()),
         *_batch(handle, groups),
         *(call.source(handle) for call in CALLS if call.group in groups),
-        *(_gpm(handle) if "utilization" in groups else ()),
+        *((_source(busy.NAME, (busy.FIELD,), samples.read, forget=samples.forget),) if wants_use else ()),
+        *(_gpm(handle) if wants_use else ()),
     )
 
 
@@ -153,14 +155,21 @@ CALLS = (
     Call("nvmlDeviceGetTotalEnergyConsumption", "power", _energy, ("energy_mj",)),
     Call("nvmlDeviceGetEnforcedPowerLimit", "power", _enforced_power_limit, ("power_limit",), slow=True),
     Call("nvmlDeviceGetPowerManagementLimit", "power", _power_management_limit, ("power_limit",), slow=True),
-    Call("nvmlDeviceGetClockInfo(SM)", "clocks", _sm_clock, ("sm_clock",)),
+    Call("nvmlDeviceGetClockInfo(SM)", "clocks", _sm_clock, ("sm_clock",), slow=_CALM),
     Call("nvmlDeviceGetClockInfo(MEM)", "clocks", _memory_clock, ("memory_clock",), slow=True),
-    Call("nvmlDeviceGetCurrentClocksEventReasons", "clocks", _clock_event_reasons, ("clock_event_reasons",)),
+    Call(
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "clocks",
+        _clock_event_reasons,
+        ("clock_event_reasons",),
+        slow=_CALM,
+    ),
     Call(
         "nvmlDeviceGetCurrentClocksThrottleReasons",
         "clocks",
         _clock_throttle_reasons,
         ("clock_event_reasons",),
+        slow=_CALM,
     ),
     Call("nvmlDeviceGetPerformanceState", "clocks", _pstate, ("pstate",), slow=True),
     Call("nvmlDeviceGetFanSpeed", "fan_speed", _fan_speed, ("fan_speed",), slow=True),

@@ -21,6 +21,7 @@ from typing import Any
 import pynvml
 
 from gpumon import clock
+from gpumon.agent.nvml.busy import BusySamples
 from gpumon.agent.nvml.calls import GROUPS, sources
 from gpumon.agent.nvml.errors import LIBRARY_GONE, meaning
 from gpumon.agent.nvml.events import XidWatch
@@ -216,7 +217,7 @@ class Nvml:
     def _device(self, handle: Any) -> _Device:
         use = Use(handle, monotonic=self._monotonic, now=self._now) if "processes" in self._groups else None
         reader = GpuReader(
-            sources(handle, self._groups, use),
+            sources(handle, self._groups, use, BusySamples(handle, monotonic=self._monotonic, now=self._now)),
             slow_interval_seconds=self._slow_interval_seconds,
             monotonic=self._monotonic,
         )

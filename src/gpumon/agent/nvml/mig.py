@@ -26,7 +26,9 @@ MODE = "nvmlDeviceGetMigMode"
 _PROCESSES = "processes of instances"
 _MEMORY_V2, _MEMORY_V1 = "memory of instances, version 2", "memory of instances, version 1"
 _GPM = "GPM of instances"
-_SM_UTIL = {pynvml.NVML_GPM_METRIC_SM_UTIL: "busy"}
+_ACTIVITY = {pynvml.NVML_GPM_METRIC_GRAPHICS_UTIL: "busy"}
+"""The share of time in which anything ran, like utilization_gpu of a whole GPU; not the share of
+multiprocessors."""
 _MIB = 2**20
 _SLICES, _SLICES_OF_A30 = 7, 4
 _PROFILE = re.compile(r"MIG (?:(\d+)c\.)?(\d+)g\.")
@@ -160,7 +162,7 @@ class MigInstances:
             compute_instance=pynvml.nvmlDeviceGetComputeInstanceId(handle),
             share=_share(self._handle, handle),
             lists=ProcessLists(handle),
-            gpm=Gpm(self._handle, _SM_UTIL, gpu_instance=gpu_instance),
+            gpm=Gpm(self._handle, _ACTIVITY, gpu_instance=gpu_instance),
         )
 
     def _keep(self, instances: Collection[_Instance]) -> None:

@@ -1,10 +1,6 @@
 """How hard each process uses the multiprocessors of a GPU, by one call.
 
-The driver keeps samples of the last seconds, stamped with the CPU's wall clock, and gives each process its mean
-over those that are newer than an instant we name. Asked from 0 on, a process that has been busy and is idle now
-would stay busy. So the newest stamp of the last sample is named; and where there is none that can be believed (the
-first time, nobody worked, nonsense, the clock was set) the instant of the last sample. After a step of the clock
-backwards, the driver's samples from before it look new for as long as it keeps them.
+The driver gives each process its mean over its samples that are newer than an instant we name (see `lastseen`).
 
 The new call (driver 550) comes first: on Blackwell the old one says 0 for everybody.
 """
@@ -18,20 +14,14 @@ from typing import Any
 import pynvml
 
 from gpumon.agent.nvml.errors import meaning
+from gpumon.agent.nvml.lastseen import LastSeen
 from gpumon.agent.readings import NoReading, Refusals
 from gpumon.clock import Monotonic, Now
 
 NEW = "nvmlDeviceGetProcessesUtilizationInfo"
 OLD = "nvmlDeviceGetProcessUtilization"
-FIRST_SECONDS = 1.0
-"""How far back the first sample looks."""
-
-_LATE_SECONDS = 2.0
-"""By how much the newest stamp may be older than the sample that brought it; drivers take some six a second."""
-
 _ROOM_AT_FIRST = 128  # drivers want room for about a hundred rows, however few they fill
 _TRIES = 3
-_MICRO = 1_000_000
 Row = tuple[int, int]
 """A pid and its share of the multiprocessors' time in percent, as the driver gives them."""
 
@@ -42,21 +32,18 @@ class Utilization:
     def __init__(self, handle: Any, refusals: Refusals, *, monotonic: Monotonic, now: Now) -> None:
         self._handle = handle
         self._refusals = refusals
-        self._monotonic = monotonic
-        self._now = now
-        self._sampled_at: float | None = None
-        self._newest: int | None = None
+        self._seen = LastSeen(monotonic=monotonic, now=now)
         self._buffers = {name: (row * _ROOM_AT_FIRST)() for name, row in _ROWS.items()}
         self._worked: set[str] = set()
 
     def skip(self) -> None:
         """There is nobody to ask for in this sample."""
-        self._sampled_at, self._newest = self._monotonic(), None
+        self._seen.sampled()
 
     def read(self) -> list[Row] | None:
         """The rows of everybody who worked, also those of processes that have ended; empty where nobody did.
         None where it can't be asked, now or ever. Raises GpuLost, NvmlUnavailable."""
-        since = self._since()
+        since = self._seen.since()
         self.skip()
         for name, fill in _CALLS.items():
             if name in self._refusals.reasons:
@@ -73,24 +60,13 @@ class Utilization:
                     return None
                 continue
             self._worked.add(name)
-            self._newest = max((row.timeStamp for row in rows), default=None)
+            self._seen.brought(max((row.timeStamp for row in rows), default=None))
             return [(row.pid, row.smUtil) for row in rows]
         return None
 
     def forget(self) -> None:
         """The next sample is a first one again."""
-        self._sampled_at = None
-
-    def _since(self) -> int:
-        """The newest stamp of the last sample, unless that is no instant shortly before it; then that sample's
-        own. In microseconds since 1970."""
-        now = int(self._now().timestamp() * _MICRO)
-        if self._sampled_at is None:
-            return now - int(FIRST_SECONDS * _MICRO)
-        sampled_at = now - int((self._monotonic() - self._sampled_at) * _MICRO)
-        if self._newest is not None and sampled_at - _LATE_SECONDS * _MICRO <= self._newest <= now:
-            return self._newest
-        return sampled_at
+        self._seen.forget()
 
     def _ask(self, name: str, fill: Callable[..., tuple[int, int]], since: int) -> list[Any]:
         function = pynvml._nvmlGetFunctionPointer(name)

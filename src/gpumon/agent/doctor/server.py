@@ -1,0 +1,135 @@
+"""The server: whether it answers, whether it lets the agent in, and whether the clocks agree."""
+
+from __future__ import annotations
+
+from gpumon import __version__
+from gpumon.agent.doctor.finding import BROKEN, OK, Finding, Site, after
+from gpumon.agent.serverprobe import Probe, Reply
+
+SERVER = "server"
+AUTH = "auth"
+CLOCK = "clock"
+
+ROOT_MESSAGE = "NVIDIA GPU Metrics API"
+"""What a server says at `/`, ours and that of the old program, whose versions are below 3."""
+NOTED_SECONDS = 2.0
+BROKEN_SECONDS = 60.0
+_AUTH = (401, 403, 407)
+_LET_IN = (200, 422)
+
+
+def check_server(seen: Probe, delivery_trouble: str | None, site: Site, *, compresses: bool) -> Finding:
+    """Whether a gpumon server answers at the address and can store samples. `delivery_trouble` is what the running
+    agent's last try met."""
+    address = site.either(
+        "set the chart values agent.config.server.server_host and server_port, or leave them out for the server "
+        "of this release; see its Service and NetworkPolicy",
+        "see that the server runs, and [SERVER] server_host and server_port",
+    )
+    if seen.root is None or seen.health is None:
+        return Finding(SERVER, BROKEN, f"{seen.address}: {seen.trouble}", address)
+    if seen.root.status in _AUTH:
+        return Finding(SERVER, OK, f"{seen.address} answers in {seen.milliseconds:.0f} ms, but not to everybody")
+    if seen.root.fields.get("message") != ROOT_MESSAGE:
+        return Finding(
+            SERVER, BROKEN, f"{seen.address} is no gpumon server: GET / gives {_told(seen.root)}", address
+        )
+    version = str(seen.root.fields.get("version", "unknown"))[:20]
+    evidence = f"{seen.address} answers in {seen.milliseconds:.0f} ms, version {version}"
+    if _is_old(version):
+        evidence += f" (the old program; this agent is {__version__})"
+        if compresses:
+            return Finding(
+                SERVER,
+                BROKEN,
+                f"{evidence}, which can't read what is compressed",
+                f"set {site.setting('network', 'compress')} to false, or update the server",
+            )
+    if seen.health.status >= 500:
+        return Finding(
+            SERVER,
+            BROKEN,
+            f"{evidence}; it can't store samples: {_told(seen.health)}",
+            "see the server's log and disk; samples wait in the agents' spools until then",
+        )
+    if delivery_trouble is not None:
+        return Finding(
+            SERVER,
+            BROKEN,
+            f"{evidence}; the agent's last delivery failed: {delivery_trouble}",
+            "see the server's log",
+        )
+    return Finding(SERVER, OK, evidence)
+
+
+def check_auth(seen: Probe, site: Site) -> Finding:
+    """Whether samples are let in: an empty list is, and then refused for being empty."""
+    if seen.post is None:
+        return after(AUTH, SERVER)
+    status = seen.post.status
+    if status in _LET_IN:
+        return Finding(AUTH, OK, f"an empty list is let in (HTTP {status})")
+    evidence = f"POST {seen.address}: {_told(seen.post)}"
+    if status in _AUTH:
+        who = (
+            "the server does not know this agent"
+            if status != 403
+            else "the server knows this agent, and refuses it"
+        )
+        return Finding(
+            AUTH,
+            BROKEN,
+            f"{evidence}; {who}",
+            site.either(
+                "the chart values auth.mode and auth.existingSecret must be the same for server and agent; "
+                "restart the agent after its Secret has changed",
+                "see the name and password in [SERVER] server_host, and what stands between agent and server",
+            ),
+        )
+    if seen.root is not None and seen.root.fields.get("message") != ROOT_MESSAGE:
+        return after(AUTH, SERVER)
+    if status in (429, 503):
+        return Finding(AUTH, OK, f"the server is too busy to say ({_told(seen.post)})")
+    return Finding(
+        AUTH,
+        BROKEN,
+        evidence,
+        f"{site.setting('server', 'api_endpoint')} must be /api/receive-data, and a proxy on the way must pass "
+        "POST on unchanged",
+    )
+
+
+def check_clock(seen: Probe, site: Site) -> Finding:
+    """Whether the clocks of agent and server agree: samples bear the agent's time."""
+    if seen.root is None:
+        return after(CLOCK, SERVER)
+    if seen.clocks is None:
+        return Finding(CLOCK, OK, "the server's answers have no Date, so its clock is not known")
+    clocks = seen.clocks
+    if clocks.at_least_seconds <= NOTED_SECONDS:
+        return Finding(CLOCK, OK, f"agrees with the server's within {clocks.within_seconds + NOTED_SECONDS:.1f} s")
+    direction = "behind" if clocks.ahead_seconds > 0 else "ahead of"
+    evidence = (
+        f"this machine's clock is {abs(clocks.ahead_seconds):.0f} s {direction} the server's (give or take "
+        f"{clocks.within_seconds:.1f} s)"
+    )
+    if clocks.at_least_seconds <= BROKEN_SECONDS:
+        return Finding(CLOCK, OK, f"{evidence}: samples are shifted by that")
+    limit = site.either(
+        "server.config.limits.accept_future_seconds", "[LIMITS] accept_future_seconds of the server"
+    )
+    return Finding(
+        CLOCK,
+        BROKEN,
+        f"{evidence}: samples count for the wrong hours, and may be refused",
+        f"set both clocks by NTP (timedatectl, chronyc tracking); how far ahead a sample may be is {limit}",
+    )
+
+
+def _told(reply: Reply) -> str:
+    return f"HTTP {reply.status}" + (f": {reply.said}" if reply.said else "")
+
+
+def _is_old(version: str) -> bool:
+    major = version.partition(".")[0]
+    return major.isdecimal() and int(major) < 3
