@@ -44,6 +44,18 @@ class Bench:
         return [sample.get(field) for sample in self.samples if sample["gpu_id"] == index]
 
 
+def test_a_tick_is_over_after_all_its_samples() -> None:
+    times = Times()
+    taken: list[int] = []
+    bench = Bench(
+        FakeLibrary(gpu(0), gpu(1), times=times), times, tick_over=lambda: taken.append(len(bench.samples))
+    )
+
+    bench.sampler.run(Until(times, 2.5))
+
+    assert taken == [2, 4, 6]
+
+
 def test_a_sample_is_what_the_wire_format_expects() -> None:
     times = Times()
     library = FakeLibrary(gpu(3, pci_bus_id="00000000:1A:00.0"), times=times)

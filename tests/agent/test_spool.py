@@ -450,11 +450,12 @@ def test_ten_minutes_without_a_server_lose_nothing_and_keep_the_order(tmp_path: 
     spool = open_spool(tmp_path, memory_bytes=20_000, disk_bytes=10**7, times=times, counts=counts)
     server = Server(times, away=(60.0, 660.0))
     on_disk, numbers = [], count()
-    batcher = new_batcher(spool.put, times, size=10)
+    batcher = new_batcher(spool.put, times, size=8)
 
     def second() -> None:
         for index in range(8):
             batcher.add({"gpu_id": index, "number": next(numbers)})
+        batcher.tick_over()
         batcher.turn()
         on_disk.append(counts.disk_batches)
 
@@ -480,7 +481,7 @@ def test_ten_minutes_without_a_server_lose_nothing_and_keep_the_order(tmp_path: 
 
     samples = [sample for each in server.taken for sample in json.loads(each.body)]
     assert [sample["number"] for sample in samples] == list(range(800 * 8))
-    assert [each.id.sequence for each in server.taken] == list(range(1, 641))
+    assert [each.id.sequence for each in server.taken] == list(range(1, 801))
     assert max(on_disk) > 400
     assert (counts.dropped_batches, counts.disk_batches, files_in(tmp_path)) == (0, 0, [])
     assert delivered.samples == 6400
@@ -507,7 +508,9 @@ def test_a_batch_is_closed_by_its_size_or_its_age_and_ids_count_up() -> None:
     batcher = new_batcher(closed.append, times, size=2)
     batcher.add({"gpu_id": 0})
     batcher.add({"gpu_id": 1, "power_draw": 70.5})
+    batcher.tick_over()
     batcher.add({"gpu_id": 2})
+    batcher.tick_over()
     times.seconds = 20.0
     assert batcher.turn() == 10.0
     assert len(closed) == 1
@@ -524,6 +527,17 @@ def test_a_batch_is_closed_by_its_size_or_its_age_and_ids_count_up() -> None:
     ]
 
 
+def test_samples_of_one_tick_are_not_parted() -> None:
+    closed: list[Batch] = []
+    batcher = new_batcher(closed.append, Times(), size=3)
+    for _ in range(2):
+        for index in range(2):
+            batcher.add({"gpu_id": index})
+        batcher.tick_over()
+        batcher.turn()
+    assert [each.samples for each in closed] == [4]
+
+
 def test_a_disk_that_hangs_never_stops_the_sampler_and_what_waits_is_bounded_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -538,10 +552,12 @@ def test_a_disk_that_hangs_never_stops_the_sampler_and_what_waits_is_bounded_and
     batcher = new_batcher(put, Times(), size=1, waiting_bytes=40, counts=counts)
     batching = Task("batcher", batcher.run).start()
     batcher.add({"gpu_id": 0})
+    batcher.tick_over()
     assert entered.wait(PATIENCE_SECONDS)
     with caplog.at_level(logging.INFO):
         for index in range(1, 6):  # of these, 14 bytes each, two fit
             batcher.add({"gpu_id": index})
+            batcher.tick_over()
         assert (counts.dropped_batches, counts.dropped_samples) == (3, 3)
         batching.stopping.set()
         batcher.wake()

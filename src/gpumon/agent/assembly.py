@@ -121,6 +121,7 @@ class Agent:
             interval_seconds=monitoring.interval_seconds,
             call_timeout_seconds=monitoring.call_timeout,
             nvml_retry_seconds=monitoring.nvml_retry_interval,
+            tick_over=self._batcher.tick_over,
         )
         self.status = StatusServer(
             _pages(settings, self.counts, self._doctor), host=settings.status.host, port=settings.status.port

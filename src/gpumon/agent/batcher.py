@@ -1,4 +1,5 @@
-"""Samples become batches: encoded one by one, closed at a size or an age, named for ever.
+"""Samples become batches: encoded one by one, closed at a size (with the tick that reaches it) or an age, named for
+ever.
 
 A batch's id is agent, boot, sequence: the boot is new with each run, the sequence counts its batches from 1,
 so no two batches share an id and the server can tell a repetition.
@@ -71,12 +72,17 @@ class Batcher:
         self._full = Trouble(log, "batcher", monotonic=monotonic)
 
     def add(self, sample: Reading) -> None:
-        """Takes one sample; the one that fills the batch closes it. Never waits for the spool."""
+        """Takes one sample. Never waits for the spool."""
         encoded = self._encode(sample)
         with self._lock:
             if not self._pending:
                 self._began = self._monotonic()
             self._pending.append(encoded)
+
+    def tick_over(self) -> None:
+        """All GPUs have been sampled: closes the batch if it is full. Samples of one instant so go together, in
+        fewer requests; a request costs more than all the rest of a tick."""
+        with self._lock:
             if len(self._pending) >= self._size:
                 self._close()
 

@@ -42,7 +42,8 @@ _LONGEST_INTERVAL_SECONDS = 86_400.0
 
 class Sampler:
     """Samples until stopped. `emit` gets each sample as catalogue field → value; what is absent is left out.
-    `labels` are the fields that are the same in all samples of this agent."""
+    `labels` are the fields that are the same in all samples of this agent; `tick_over` is called after each tick's
+    samples."""
 
     def __init__(
         self,
@@ -54,12 +55,14 @@ class Sampler:
         interval_seconds: float,
         call_timeout_seconds: float,
         nvml_retry_seconds: float,
+        tick_over: Callable[[], None] = lambda: None,
         now: Now = clock.now,
         monotonic: Monotonic = clock.monotonic,
     ) -> None:
         self._emit = emit
         self._counts = counts
         self._labels = labels
+        self._tick_over = tick_over
         self._interval = interval_seconds
         self._call_timeout = call_timeout_seconds
         self._patience = min(call_timeout_seconds, _PATIENT_PART * interval_seconds)
@@ -115,6 +118,7 @@ class Sampler:
                 )
                 self._finish(worker, tick, "unknown")
             self._note_states(tick.states)
+        self._tick_over()
         gone, self._gone = self._gone, None
         if gone is not None:
             raise gone

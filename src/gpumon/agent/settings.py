@@ -117,7 +117,14 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     ] = 5.0
     retry_backoff: Annotated[float, Meta(ge=1, description="Factor by which the delay grows.")] = 2.0
     batch_size: Annotated[
-        int, Meta(ge=1, le=10_000, description="Samples that make a batch.", extra={"unit": "samples"})
+        int,
+        Meta(
+            ge=1,
+            le=10_000,
+            description="Samples that make a batch, which then ends with the tick: samples of one instant go "
+            "together.",
+            extra={"unit": "samples"},
+        ),
     ] = 10
     batch_interval: Annotated[
         float,
