@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import msgspec
 
 from gpumon import __version__, ini, logs
 from gpumon.errors import GpumonError, SettingsError
+
+if TYPE_CHECKING:
+    from gpumon.agent.settings import AgentSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,11 @@ _CONFIG = click.option(
     type=click.Path(path_type=Path),
     help="INI file. Without it the file below config/ is read, if there is one, else defaults hold.",
 )
+_FAKE_NVML = click.option(
+    "--fake-nvml", metavar="FILE", help="Simulated GPUs from a scenario file instead of real ones."
+)
+_COLOURS = {"ok": "green", "broken": "red", "not needed": None}
+_LEAST_COLUMNS, _COLUMNS = 80, 120
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -55,23 +64,45 @@ def server(config: Path | None) -> None:
 
 @cli.command()
 @_CONFIG
-@click.option("--fake-nvml", metavar="FILE", help="Simulated GPUs from a scenario file instead of real ones.")
+@_FAKE_NVML
 def agent(config: Path | None, fake_nvml: str | None) -> None:
     """Run the agent: read this node's GPUs, deliver samples to the server."""
     with _installed("agent"):
         from gpumon.agent.run import run  # noqa: PLC0415
-    from gpumon.agent.settings import ENVIRONMENT_PREFIX, AgentSettings  # noqa: PLC0415
 
-    environ = dict(os.environ)
-    if fake_nvml is not None:
-        environ[f"{ENVIRONMENT_PREFIX}MONITORING__FAKE_NVML"] = fake_nvml
-    settings, notes = _settings(
-        AgentSettings, config, Path("config/client_config.ini"), ENVIRONMENT_PREFIX, environ
-    )
+    settings, notes = _agent_settings(config, fake_nvml)
     asked = _StopAsked()
     with _logging(settings.logging, settings.logging.log_level, notes):
         _on_signal(asked.ask)
         run(settings, asked.is_asked)
+
+
+@cli.command()
+@_CONFIG
+@_FAKE_NVML
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def doctor(config: Path | None, fake_nvml: str | None, as_json: bool) -> None:
+    """Examine what an agent meets here, from the GPUs to the server, and name what is broken.
+
+    Exit code 0: nothing is broken; 1: something is; 2: a setting is wrong. Changes nothing, and can run beside an
+    agent."""
+    with _installed("agent"):
+        from gpumon.agent.doctor import render_json, render_text  # noqa: PLC0415
+        from gpumon.agent.run import examine  # noqa: PLC0415
+
+    settings, notes = _agent_settings(config, fake_nvml)
+    for note in notes:
+        click.echo(note, err=True)
+    with _quiet():
+        report = examine(settings)
+    if as_json:
+        click.echo(render_json(report))
+    else:
+        width = max(_LEAST_COLUMNS, min(shutil.get_terminal_size((_COLUMNS, 0)).columns, _COLUMNS))
+        click.echo(
+            render_text(report, width=width, paint=lambda text, status: click.style(text, _COLOURS[status]))
+        )
+    sys.exit(0 if report.ok else 1)
 
 
 @cli.command()
@@ -148,6 +179,15 @@ def _settings(
     return settings, [*warnings, f"settings from {config or 'defaults'} and {prefix}* variables"]
 
 
+def _agent_settings(config: Path | None, fake_nvml: str | None) -> tuple[AgentSettings, list[str]]:
+    from gpumon.agent.settings import ENVIRONMENT_PREFIX, AgentSettings  # noqa: PLC0415
+
+    environ = dict(os.environ)
+    if fake_nvml is not None:
+        environ[f"{ENVIRONMENT_PREFIX}MONITORING__FAKE_NVML"] = fake_nvml
+    return _settings(AgentSettings, config, Path("config/client_config.ini"), ENVIRONMENT_PREFIX, environ)
+
+
 @contextmanager
 def _installed(extra: str) -> Iterator[None]:
     """Says what to install where a package of the server or the agent is not there."""
@@ -173,6 +213,16 @@ def _logging(wanted: logs.LoggingSettings, level: str, notes: list[str]) -> Iter
     try:
         for note in notes:
             log.info("%s", note)
+        yield
+    finally:
+        handlers.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a log: whoever is asked for one answer does not tell of each trouble on the way, too."""
+    handlers = logs.set_up(level="CRITICAL", file="", console=False, max_size_mb=1, backup_count=0)
+    try:
         yield
     finally:
         handlers.close()

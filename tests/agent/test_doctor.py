@@ -351,10 +351,11 @@ def test_what_the_settings_switch_off_is_not_needed(node: DoctorNode) -> None:
 
 def test_an_api_that_is_switched_off_leaves_pods_known_by_name(node: DoctorNode) -> None:
     node.sections["kubernetes"] = Kubernetes(kubelet_socket=str(node.kubelet.socket), pod_metadata="off")
+    del node.environ["NODE_NAME"]
     report = node.examine()
     assert report.ok, report.broken
     told = {finding.name: finding for finding in report.findings}
-    assert told["pod-api"].status == told["matching"].status == "not needed"
+    assert told["node"].status == told["pod-api"].status == told["matching"].status == "not needed"
     assert "[KUBERNETES] pod_metadata is off" in told["pod-api"].evidence
     assert "1 in pods, known by UID alone" in told["matching"].evidence
 
@@ -639,6 +640,7 @@ def test_the_command_ends_with_0_where_nothing_is_broken_1_where_something_is_2_
         assert told["server"]["evidence"].endswith(f"version {found['version']}")
         assert told["auth"]["evidence"] == "an empty list is let in (HTTP 422)"
         assert told["matching"]["evidence"] == "1 process: 1 in pods that are known"
+        assert told["cgroups"]["evidence"] == told["pod-api"]["evidence"] == "pods are simulated"
         assert all(set(finding) == {"name", "status", "evidence", "fix"} for finding in found["findings"])
 
     away = command()

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from gpumon.server.serve import ServerProcess
-from gpumon.server.settings import Limits, Logging, Performance, Server, ServerSettings, Storage
+from gpumon.server.settings import Cost, Limits, Logging, Performance, Server, ServerSettings, Storage
 
 Serve = Callable[..., httpx.Client]
 
@@ -26,6 +26,7 @@ def settings_for(folder: Path, **sections: dict[str, Any]) -> ServerSettings:
         "logging": {"log_file": "", "log_api_requests": False},
         "performance": {},
         "limits": {"accept_past_days": 40_000},
+        "cost": {},
     }
     for section, keys in sections.items():
         base[section] |= keys
@@ -35,6 +36,7 @@ def settings_for(folder: Path, **sections: dict[str, Any]) -> ServerSettings:
         "logging": Logging,
         "performance": Performance,
         "limits": Limits,
+        "cost": Cost,
     }
     return ServerSettings(**{name: msgspec.convert(base[name], kind) for name, kind in classes.items()})
 

@@ -1,9 +1,9 @@
 """Whose the seconds of a sample are, as SQL; pure. What `ledger` and `usage` add up.
 
-Each wall second of a GPU is divided into parts: active by somebody, held idle by somebody, used without allocation,
-free, unhealthy, and no data with its reason. Whatever the rows say (shares that add up to too much, users listed
-twice, values out of bounds), the parts of a sample add up to the seconds it stands for, and with `not_sampled` to the
-wall time of the GPU. What could not be measured is no data, never idle.
+Each wall second of a GPU is divided into parts: active by somebody, held idle by somebody, used without
+allocation, free, unhealthy, and no data with its reason. Whatever the rows say (shares that add up to too much,
+users listed twice, values out of bounds), the parts of a sample add up to the seconds it stands for, and with
+`not_sampled` to the wall time of the GPU. What could not be measured is no data, never idle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ NOBODY: Final = 0
 UNRESOLVED: Final = -1
 """Claimants without a row: nobody, and a user whom no row names."""
 
+_ROUNDING: Final = 1e-4
+"""Of a GPU. What the users' rounded percents lack to the GPU's own is no use by somebody unknown."""
+
 _USER = (*POD_KEY, "owner_kind", "owner_name")
+
+_SAME_USER: Final = " AND ".join(f"told.{name} IS NOT DISTINCT FROM users.{name}" for name in _USER)
 
 _CLAIMANTS: Final = f"""
     users AS MATERIALIZED (
@@ -50,7 +55,7 @@ _CLAIMANTS: Final = f"""
     ),
     once AS (
         SELECT sample, max(told.rowid) AS use, arg_max(claimant, told.rowid) AS claimant
-        {uses("told")} JOIN users ON {" AND ".join(f"told.{name} IS NOT DISTINCT FROM users.{name}" for name in _USER)}
+        {uses("told")} JOIN users ON {_SAME_USER}
         GROUP BY sample, identity
     )"""
 """Who appears at all, by number, so that what follows carries numbers only. A user that is listed twice for one
@@ -84,9 +89,11 @@ _CLAIMS: Final = f"""
         SELECT sample, sum(used) AS used, sum(idle + unmeasured) AS unused FROM bounded GROUP BY sample
     ),
     whole AS MATERIALIZED (
-        SELECT sample, place, ends, seconds, readable, busy, slices.memory, slices.energy, holder_count = 0 AS unheld,
-               coalesce(divided.used, 0) AS claimed_busy, coalesce(unused, 0) AS unused,
-               1 - greatest(coalesce(divided.used, 0), coalesce(busy, 0)) AS room,
+        SELECT sample, place, ends, seconds, readable, busy, slices.memory, slices.energy,
+               holder_count = 0 AS unheld, coalesce(unused, 0) AS unused,
+               CASE WHEN busy - coalesce(divided.used, 0) > {_ROUNDING} THEN busy - coalesce(divided.used, 0)
+                    ELSE 0 END AS unclaimed,
+               greatest(0, 1 - coalesce(divided.used, 0) - unclaimed) AS room,
                claimed.memory AS claimed_memory, claimed.energy AS claimed_energy,
                CAST(CASE WHEN lost THEN 'unhealthy'
                          WHEN NOT readable THEN 'not_readable'
@@ -97,8 +104,8 @@ _CLAIMS: Final = f"""
                          ELSE 'free' END AS ENUM ({", ".join(f"'{part}'" for part in _FATES)})) AS fate
         FROM slices LEFT JOIN claimed USING (sample) LEFT JOIN divided USING (sample)
     )"""
-"""Use is bounded by what the GPU was busy; what is held and not used, by the room that is then left of it. `fate` is
-what becomes of the remainder."""
+"""Use is bounded by what the GPU was busy; what is held and not used, by the room that is then left of it. `fate`
+is what becomes of the remainder."""
 
 _SHARES: Final = f"""
     shares AS NOT MATERIALIZED (
@@ -115,9 +122,9 @@ _SHARES: Final = f"""
         FROM bounded JOIN whole USING (sample)
         UNION ALL BY NAME
         SELECT sample, place, ends, seconds, {UNRESOLVED} AS claimant, true AS measured,
-               CASE WHEN unheld IS NOT TRUE THEN (busy - claimed_busy) * seconds END AS active,
-               CASE WHEN unheld THEN (busy - claimed_busy) * seconds END AS used_without_allocation
-        FROM whole WHERE busy > claimed_busy
+               CASE WHEN unheld IS NOT TRUE THEN unclaimed * seconds END AS active,
+               CASE WHEN unheld THEN unclaimed * seconds END AS used_without_allocation
+        FROM whole WHERE unclaimed > 0
         UNION ALL BY NAME
         SELECT sample, place, ends, seconds, {NOBODY} AS claimant,
                readable AND (busy IS NOT NULL OR fate IN ('free', 'unhealthy')) AS measured,
@@ -140,7 +147,7 @@ _SHARES: Final = f"""
         UNION ALL BY NAME
         SELECT place, {NOBODY} AS claimant, greatest(0, $wall - covered) AS not_sampled FROM fleet
     )"""
-"""`shares`: each claimant's part of each slice, in seconds, MiB and mJ; what is left of it is unresolved or nobody's.
-`fleet`: the GPUs that are accounted for. `accounts` adds the time of which there is no sample."""
+"""`shares`: each claimant's part of each slice, in seconds, MiB and mJ; what is left of it is unresolved or
+nobody's. `fleet`: the GPUs that are accounted for. `accounts` adds the time of which there is no sample."""
 
 ACCOUNTS: Final = ",".join((PLACES, SLICES, _CLAIMANTS, _CLAIMS, _SHARES))

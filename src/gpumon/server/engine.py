@@ -18,11 +18,13 @@ from pathlib import Path
 from gpumon import clock
 from gpumon.errors import QueryError, StorageError
 from gpumon.server.accept import Acceptor
+from gpumon.server.answers import Answers
 from gpumon.server.catchup import CatchUp
 from gpumon.server.csvlog import CsvLog
-from gpumon.server.days import zone_named
+from gpumon.server.days import FileNames, zone_named
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
+from gpumon.server.prices import parse_prices
 from gpumon.server.reader import Reader
 from gpumon.server.retention import Policy, tidy, too_old
 from gpumon.server.settings import ServerSettings
@@ -43,6 +45,7 @@ class Counts:
     """What happened since the start, and what waits now."""
 
     rows_stored: int
+    pod_rows_stored: int
     groups: int
     duplicates: int
     waiting_batches: int
@@ -60,7 +63,7 @@ class Engine:
         self._now = now
         self._zone = zone_named(settings.server.timezone)
         self._folder = Path(storage.output_directory)
-        self._prefix = storage.csv_filename_prefix
+        self._names = FileNames(storage.csv_filename_prefix)
         self._housekeeping_seconds = performance.gc_interval
         self._policy = Policy(
             keep_days=storage.data_retention_days,
@@ -72,7 +75,7 @@ class Engine:
         journal = Journal(self._folder / ".gpumon" / "commits.log", past.total_seconds())
         self._csvlog = CsvLog(
             self._folder,
-            self._prefix,
+            self._names,
             journal,
             split=storage.file_split_mode,
             max_file_bytes=int(storage.max_file_size_mb * _MB),
@@ -88,7 +91,7 @@ class Engine:
         self.catchup = CatchUp(
             store,
             self._folder,
-            self._prefix,
+            self._names,
             self._zone,
             self._csvlog.committed,
             self._csvlog.take_replaced,
@@ -101,13 +104,21 @@ class Engine:
             max_batches=performance.buffer_size,
             sync_interval_seconds=performance.file_sync_interval,
         )
+        refresh = partial(self.catchup.refresh, QUERY_PATIENCE_SECONDS)
+        stale_after = timedelta(seconds=limits.stale_after_seconds)
         self._reader = Reader(
+            store, refresh, self._zone, now, max_range_days=limits.max_range_days, stale_after=stale_after
+        )
+        prices = parse_prices(settings.cost.prices)
+        self._answers = Answers(
             store,
-            partial(self.catchup.refresh, QUERY_PATIENCE_SECONDS),
+            refresh,
             self._zone,
             now,
             max_range_days=limits.max_range_days,
-            stale_after=timedelta(seconds=limits.stale_after_seconds),
+            stale_after=stale_after,
+            prices=prices,
+            currency=settings.cost.currency if prices else None,
         )
         self.closed_because: str | None = "the server is starting; try again in a moment"
         self._upkeep = Task("upkeep", self._keep_up)
@@ -150,6 +161,7 @@ class Engine:
         ingest, (batches, rows) = self._ingest, self._ingest.waiting
         return Counts(
             rows_stored=ingest.rows_stored,
+            pod_rows_stored=ingest.pod_rows_stored,
             groups=ingest.groups,
             duplicates=ingest.duplicates,
             waiting_batches=batches,
@@ -168,10 +180,20 @@ class Engine:
 
     @property
     def reader(self) -> Reader:
-        """Who answers. Raises QueryError when the folder is not open, or not loaded for the first time."""
+        """Who answers the old program's questions. Raises QueryError when the folder is not open, or not loaded
+        for the first time."""
+        self._check_ready()
+        return self._reader
+
+    @property
+    def answers(self) -> Answers:
+        """Who answers about pods and GPUs. Raises QueryError as `reader` does."""
+        self._check_ready()
+        return self._answers
+
+    def _check_ready(self) -> None:
         if self.not_ready_because is not None:
             raise QueryError(self.not_ready_because, status=503)
-        return self._reader
 
     def _try_to_open(self) -> None:
         try:
@@ -206,7 +228,7 @@ class Engine:
     def _announce_deletions(self) -> None:
         """The old program ignored data_retention_days: whoever comes from it shall have time to set it."""
         today = self._now().astimezone(self._zone).date()
-        doomed = too_old(self._folder, self._prefix, self._policy, today)
+        doomed = too_old(self._folder, self._names, self._policy, today)
         if doomed:
             log.warning(
                 "retention will delete files=%d from=%s to=%s in=%gs; to keep them set data_retention_days=0",
@@ -221,7 +243,7 @@ class Engine:
         today = self._now().astimezone(self._zone).date()
         tidy(
             self._folder,
-            self._prefix,
+            self._names,
             self._csvlog,
             self._policy,
             today,

@@ -214,6 +214,23 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ] = 120.0
 
 
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What GPU-hours cost, for /api/usage and /api/idle."""
+
+    prices: Annotated[
+        str,
+        Meta(
+            description="Money for an hour of one GPU: entries separated by ; or new lines, of which the first "
+            "that matches counts. `NVIDIA H100*: 2.50` goes by the GPU's name, `node-label "
+            "node.kubernetes.io/instance-type=p4d.24xlarge: 4.10` by a label of its node; * and ? stand for any "
+            "text. Empty: no answer names a cost."
+        ),
+    ] = ""
+    currency: Annotated[
+        str, Meta(min_length=1, max_length=20, description="In what the prices are, as it is to be shown.")
+    ] = "USD"
+
+
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of the server."""
 
@@ -222,3 +239,4 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     logging: Logging = Logging()
     performance: Performance = Performance()
     limits: Limits = Limits()
+    cost: Cost = Cost()

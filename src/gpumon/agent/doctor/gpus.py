@@ -15,10 +15,10 @@ from gpumon import clock
 from gpumon.agent.attributor import known_gpu, processes_of
 from gpumon.agent.counts import SamplerCounts
 from gpumon.agent.deviceids import KnownGpu
-from gpumon.agent.doctor.looks import Looks
+from gpumon.agent.doctor.looks import Looks, NoLook
 from gpumon.agent.nvml import Nvml
 from gpumon.agent.ports import USE, Gpu, GpuLibrary, GpuProcess, GpuUse, Reading
-from gpumon.errors import GpumonError
+from gpumon.errors import GpumonError, NvmlUnavailable
 
 OPEN_SECONDS = 30.0
 """A driver without persistence mode takes up to 3 s per GPU."""
@@ -85,8 +85,10 @@ class OpenedGpus:
         opening = self._looks.begin("nvml", self._library.open)
         try:
             gpus = opening.result(clock.monotonic() + self._open_seconds)
-        except GpumonError as error:
+        except NoLook as error:
             return SeenGpus(trouble=f"opening NVML: {error}")
+        except NvmlUnavailable as error:
+            return SeenGpus(trouble=str(error))
         reads = [(gpu, self._looks.begin(gpu.uuid, partial(self._read, gpu))) for gpu in gpus]
         deadline = clock.monotonic() + self._read_seconds
         seen = []

@@ -20,12 +20,13 @@ MATCHING = "matching"
 @dataclass(frozen=True, slots=True)
 class SeenProcesses:
     """`occupants` are those of all processes on GPUs. `forms` are the ways in which cgroup paths are written,
-    `own_form` that of the agent's; both are empty where there is no /proc to read, for pods are simulated."""
+    `own_form` that of the agent's; `simulated` pods have none."""
 
     trouble: str | None = None
     occupants: Mapping[int, Occupant] = field(default_factory=dict)
     forms: Mapping[str, Form] = field(default_factory=dict)
     own_form: str | None = None
+    simulated: bool = False
 
 
 def see_processes(agents: Processes, own: Processes, pids: Collection[int]) -> SeenProcesses:
@@ -35,7 +36,7 @@ def see_processes(agents: Processes, own: Processes, pids: Collection[int]) -> S
         return SeenProcesses(agents.trouble)
     occupants = own.occupants(pids)
     if not isinstance(agents, ProcProcesses) or not isinstance(own, ProcProcesses):
-        return SeenProcesses(None, occupants)
+        return SeenProcesses(None, occupants, simulated=True)
     return SeenProcesses(None, occupants, {**agents.forms, **own.forms}, agents.own_form)
 
 
@@ -71,7 +72,10 @@ def check_cgroups(seen: SeenProcesses) -> Finding:
             "until then what these processes use is shown as unresolved",
         )
     if not seen.forms:
-        return Finding(CGROUPS, NOT_NEEDED, "no process of the node was on a GPU yet")
+        none = (
+            "none of the processes on GPUs could be looked up" if seen.occupants else "no process is on a GPU now"
+        )
+        return Finding(CGROUPS, NOT_NEEDED, "pods are simulated" if seen.simulated else none)
     told = [
         f"{form}: {counted(seen.forms[form].processes, 'process', 'processes')}"
         for form in sorted(seen.forms, key=lambda form: (form == NO_POD, form))
@@ -89,7 +93,7 @@ def check_matching(seen: SeenProcesses, pods: SeenPods, directory: PodDirectory,
         return Finding(MATCHING, NOT_NEEDED, "no process is on a GPU now")
     kinds = Counter(occupant.kind for occupant in seen.occupants.values())
     total = counted(len(seen.occupants), "process", "processes")
-    if False:
+    if kinds["unresolved"] == len(seen.occupants):
         return Finding(
             MATCHING,
             BROKEN,

@@ -76,6 +76,7 @@ async def ready(request: Request) -> Response:
     response_class=PlainTextResponse,
 )
 def metrics(request: Request) -> Response:
-    """The server's own figures and the newest sample of each GPU that is not stale, as Prometheus text."""
+    """The server's own figures and the newest sample of each GPU that is not stale, with its pods, as Prometheus
+    text."""
     text, media_type = state_of(request).metrics.render()
     return Response(text, media_type=media_type)

@@ -10,12 +10,14 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
+from gpumon.model.field import Field as CatalogueField
 from gpumon.model.fields import FIELDS
+from gpumon.model.pod_fields import USE_FIELDS
 from gpumon.model.sample import BATCH_HEADER, BatchId, GpuSample
-from gpumon.server.accept import BadBody
 from gpumon.server.api.body import read_json_body
 from gpumon.server.api.errors import ErrorAnswer, answer, error_answer
 from gpumon.server.api.state import state_of
+from gpumon.server.decode import BadBody
 
 router = APIRouter(tags=["samples"])
 
@@ -36,6 +38,49 @@ EXAMPLE = {
     "fan_speed": None,
     "client_name": "gpu-node-a",
 }
+EXAMPLE_WITH_PODS = EXAMPLE | {
+    "sampled_at": "2026-11-24T17:33:23.250Z",
+    "interval_seconds": 5.0,
+    "node": "gpu-node-a",
+    "gpu_uuid": "GPU-8f0c1d3e-5b7a-4c1e-9d2f-3a6b8c0d1e2f",
+    "holder_count": 2,
+    "attribution": "process",
+    "pods": [
+        {
+            "namespace": "research",
+            "pod": "train-0",
+            "container": "main",
+            "pod_uid": "1d5c2c3e-7f54-4f0e-8a55-2f1f3f0a9b11",
+            "owner_kind": "StatefulSet",
+            "owner_name": "train",
+            "held": True,
+            "method": "process",
+            "gpu_share": 0.5,
+            "utilization": 80.0,
+            "memory_used": 60416.0,
+            "energy_mj": 2100000.0,
+            "process_count": 1,
+            "labels": {"team": "vision"},
+        },
+        {
+            "namespace": "research",
+            "pod": "notebook-7",
+            "container": "jupyter",
+            "held": True,
+            "method": "allocation-only",
+            "gpu_share": 0.5,
+            "utilization": 0.0,
+            "memory_used": 0.0,
+            "process_count": 0,
+        },
+    ],
+    "node_labels": {"topology.kubernetes.io/zone": "a"},
+}
+_NESTED = {
+    "pods": "Who holds and uses the GPU, a row each in pod_usage_YYYYMMDD.csv. Absent: the sender can't tell.",
+    "node_labels": "Chosen labels of the node, for pods_YYYYMMDD.csv.",
+    "labels": "Chosen labels of the pod, for pods_YYYYMMDD.csv.",
+}
 
 
 class Received(BaseModel):
@@ -46,26 +91,41 @@ class Received(BaseModel):
     received_count: int = Field(description="Samples stored.", examples=[2])
     failed_count: int = Field(description="Samples refused; the others are stored all the same.", examples=[0])
     timestamp: str = Field(description="The server's local time.", examples=["2026-11-24 17:33:24"])
+    left_out_count: int | None = Field(
+        None, description="Bad entries of `pods` and bad labels, where any: their samples are stored without them."
+    )
     duplicate: bool | None = Field(None, description="True when this batch had been stored before.")
     errors: list[dict[str, Any]] | None = Field(
-        None, description="For refused samples: index in the list, field, and a sentence. The first 20."
+        None,
+        description="For what was refused or left out: index of the sample in the list, the place in it, and a "
+        "sentence. The first 20.",
     )
 
 
 def _body_schema() -> dict[str, Any]:
-    sample = msgspec.json.schema(GpuSample)["$defs"]["GpuSample"]
-    for field in FIELDS:
-        unit = f" Unit: {field.unit}." if field.unit else ""
-        sample["properties"][field.name]["description"] = f"{field.help}{unit}"
+    schemas = msgspec.json.schema(GpuSample)["$defs"]
+    sample, use = _described(schemas["GpuSample"], FIELDS), _described(schemas["PodUse"], USE_FIELDS)
+    sample["properties"]["pods"]["anyOf"][0]["items"] = use
     examples = {
         "list": {
             "summary": "A list of samples",
             "value": [EXAMPLE, EXAMPLE | {"gpu_id": 1, "utilization_gpu": 3.0}],
         },
         "one": {"summary": "One sample", "value": EXAMPLE},
+        "pods": {"summary": "A GPU that pods share", "value": [EXAMPLE_WITH_PODS]},
     }
     schema = {"oneOf": [{"type": "array", "items": sample, "minItems": 1}, sample]}
     return {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
+
+
+def _described(schema: dict[str, Any], fields: tuple[CatalogueField, ...]) -> dict[str, Any]:
+    properties = schema["properties"]
+    for field in fields:
+        unit = f" Unit: {field.unit}." if field.unit else ""
+        properties[field.name]["description"] = f"{field.help}{unit}"
+    for name in _NESTED.keys() & properties.keys():
+        properties[name]["description"] = _NESTED[name]
+    return schema
 
 
 @router.post(
@@ -100,7 +160,8 @@ async def receive(request: Request) -> Response:
 
     **200 means: on disk.** Unknown fields are ignored, null is allowed in every reading, and one bad sample does
     not spoil a batch: it is counted in `failed_count` and described in `errors`. Only when all are bad is the
-    answer 422.
+    answer 422. A bad entry of `pods`, or a bad label, does not spoil its sample: it is left out, counted in
+    `left_out_count` and described in `errors`.
     """
     state = state_of(request)
     body = await read_json_body(request, state.max_body_bytes)
@@ -117,27 +178,31 @@ async def receive(request: Request) -> Response:
             accepted = state.engine.acceptor.accept(body, now)
     except BadBody as error:
         return error_answer(error.status, str(error), errors=[{"loc": ["body"], "msg": str(error)}])
-    errors = [asdict(fault) for fault in accepted.faults]
-    state.metrics.rows_refused.inc(accepted.failed)
-    if not accepted.rows:
-        first = accepted.faults[0]
+    faults = accepted.faults
+    errors = [asdict(fault) for fault in faults.found]
+    state.metrics.rows_refused.inc(faults.failed)
+    state.metrics.entries_left_out.inc(faults.left_out)
+    if not accepted.samples:
+        first = faults.found[0]
         return error_answer(
             422,
             f"no sample could be stored; sample {first.index}: {'.'.join(first.loc) or 'it'} {first.msg}",
             errors=errors,
             received_count=0,
-            failed_count=accepted.failed,
+            failed_count=faults.failed,
         )
-    stored = await state.engine.ingest.submit(accepted.rows, batch)
-    count = len(accepted.rows)
+    stored = await state.engine.ingest.submit(accepted, batch)
+    count = accepted.samples
     done: dict[str, Any] = {
         "success": True,
         "message": f"{count} sample{'' if count == 1 else 's'} {'stored' if stored else 'had been stored before'}"
-        + (f", {accepted.failed} refused" if accepted.failed else ""),
+        + (f", {faults.failed} refused" if faults.failed else ""),
         "received_count": count,
-        "failed_count": accepted.failed,
+        "failed_count": faults.failed,
         "timestamp": state.local_time(now),
     }
+    if faults.left_out:
+        done["left_out_count"] = faults.left_out
     if not stored:
         done["duplicate"] = True
     if errors:

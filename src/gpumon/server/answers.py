@@ -1,0 +1,131 @@
+"""Answers about pods and GPUs: reads the question's words, asks the store, shapes what comes back.
+
+Every answer about a range says which (`range`) and how far it is backed (`coverage`). What could not be measured
+is null or no data, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from gpumon.clock import Now, to_wire
+from gpumon.server import current, idle, ledger, queries, series, usage
+from gpumon.server.groups import grouping
+from gpumon.server.prices import Price
+from gpumon.server.ranges import Span, duration, span_of
+from gpumon.server.slices import KNOWN_FOR, utc
+from gpumon.server.store import Store
+from gpumon.server.tables import POD_USAGE, SAMPLES, Table
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeWords:
+    """A range as it was asked for; see `ranges`."""
+
+    start: str | None = None
+    end: str | None = None
+    last: str | None = None
+
+
+class Answers:
+    """Answers by the store, the server's zone, limits and prices."""
+
+    def __init__(
+        self,
+        store: Store,
+        refresh: Callable[[], None],
+        zone: ZoneInfo,
+        now: Now,
+        *,
+        max_range_days: int,
+        stale_after: timedelta,
+        prices: tuple[Price, ...],
+        currency: str | None,
+    ) -> None:
+        self._store = store
+        self._refresh = refresh
+        self._zone = zone
+        self._now = now
+        self._max_range_days = max_range_days
+        self._stale_after = stale_after
+        self._prices = prices
+        self._currency = currency
+
+    def ledger(self, words: RangeWords, group_by: str) -> Answer:
+        """The wall time of the GPUs, divided into its parts, whole and by group."""
+        span, by = self._span(words), grouping(group_by)
+        self._refresh()
+        rows = self._store.select(ledger.select_ledger(span, by, self._stale_after))
+        return _about(span, group_by) | ledger.ledger_of(rows, span, by)
+
+    def usage(self, words: RangeWords, group_by: str, limit: int) -> Answer:
+        """GPU-hours, energy, memory and cost, whole and by group."""
+        span, by = self._span(words), grouping(group_by)
+        self._refresh()
+        rows = self._store.select(usage.select_usage(span, by, self._prices, self._stale_after))
+        notes = [note for (note,) in self._store.select(usage.select_notes(span))]
+        return _about(span, group_by) | usage.usage_of(rows, notes, span, by, self._currency, limit)
+
+    def idle(self, words: RangeWords, threshold: float, at_least: str, namespace: str | None) -> Answer:
+        """Who holds GPUs now and has not used them for at least so long, looking back over the range."""
+        span, shortest = self._span(words), duration("at_least", at_least)
+        self._refresh()
+        query = idle.select_idle(span, threshold, namespace, self._prices, self._stale_after)
+        return {"range": _range(span)} | idle.idle_of(self._store.select(query), span, shortest, self._currency)
+
+    def series(self, words: RangeWords, wanted: series.Wanted, step: str | None) -> Answer:
+        """One metric over time."""
+        span = self._span(words)
+        length = series.step_of(step, span)
+        edges = series.edges_of(span, length, self._zone)
+        query = series.select_series(wanted, span, edges, self._stale_after)
+        self._refresh()
+        return {"range": _range(span)} | series.series_of(self._store.select(query), wanted, edges, length)
+
+    def gpus(self, node: str | None) -> list[Answer]:
+        """Each GPU as it is now."""
+        self._refresh()
+        now = self._now()
+        samples = self._named(SAMPLES, queries.select_latest_all())
+        users = self._named(POD_USAGE, queries.select_latest_pods(utc(now - KNOWN_FOR)))
+        listed = current.gpus(samples, users, now, self._stale_after)
+        return [gpu for gpu in listed if node in (None, gpu["node"])]
+
+    def pods(self, namespace: str | None, node: str | None) -> list[Answer]:
+        """Each pod that holds or uses a GPU now."""
+        listed = current.pods(self.gpus(node), self._labels())
+        return [pod for pod in listed if namespace in (None, pod["namespace"])]
+
+    def nodes(self, node: str | None) -> list[Answer]:
+        """Each node with GPUs as it is now."""
+        return current.nodes(self.gpus(node), self._labels())
+
+    def _labels(self) -> dict[tuple[Any, ...], dict[str, str | None]]:
+        return current.labels_by_owner(self._store.select(current.select_labels(self._now())))
+
+    def _named(self, table: Table, query: queries.Query) -> list[Answer]:
+        return [dict(zip(table.columns, row, strict=True)) for row in self._store.select(query)]
+
+    def _span(self, words: RangeWords) -> Span:
+        return span_of(
+            words.start,
+            words.end,
+            words.last,
+            now=self._now(),
+            zone=self._zone,
+            max_days=self._max_range_days,
+        )
+
+
+def _about(span: Span, group_by: str) -> Answer:
+    return {"range": _range(span), "group_by": group_by}
+
+
+def _range(span: Span) -> Answer:
+    return {"start": to_wire(span.start), "end": to_wire(span.end), "seconds": span.seconds}

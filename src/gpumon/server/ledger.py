@@ -1,0 +1,61 @@
+"""The ledger: the wall time of GPUs, divided; pure. SQL, and the answer made of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from gpumon.server import slices
+from gpumon.server.claims import ACCOUNTS, PARTS, REASONS
+from gpumon.server.groups import Grouping, cells
+from gpumon.server.queries import Query
+from gpumon.server.ranges import Span
+
+_OF_USERS: Final = ("active", "held_idle", "used_without_allocation")
+"""By these the groups are ordered, the largest first."""
+
+
+def select_ledger(span: Span, by: Grouping, stale_after: timedelta) -> Query:
+    """A row for each group: its keys, who, its GPUs, its seconds in each of PARTS; and one for all, marked by a
+    last column that is 1."""
+    sums = ", ".join(f"coalesce(sum({part}), 0)" for part in PARTS)
+    used = " + ".join(f"coalesce(sum({part}), 0)" for part in _OF_USERS)
+    sql = f"""
+        WITH {ACCOUNTS}, {cells(by, [f"sum({part}) AS {part}" for part in PARTS])}
+        SELECT {by.names}, count(DISTINCT gpu), {sums}, CAST(grouping(who) AS INTEGER) AS is_total
+        FROM cells GROUP BY GROUPING SETS (({by.names}), ())
+        ORDER BY is_total, {used} DESC, {by.names}"""
+    return slices.bound(sql, slices.parameters(span, stale_after) | by.parameters)
+
+
+def ledger_of(rows: Sequence[tuple[Any, ...]], span: Span, by: Grouping) -> dict[str, Any]:
+    """The answer, of the rows of `select_ledger`."""
+    width = len(by.keys)
+    entries = []
+    for row in rows[:-1]:
+        who, gpus, *seconds = row[width:-1]
+        entry = {"group": dict(zip(by.keys, row, strict=False)), "who": who, "gpus": gpus}
+        wall = None if by.by_claimant else sum(seconds)
+        entries.append(entry | {"wall_seconds": wall} | _parts(seconds))
+    _, gpus, *seconds = rows[-1][width:-1]
+    wall = gpus * span.seconds
+    return {
+        "groups": entries if by.keys else [],
+        "total": {"wall_seconds": wall} | _parts(seconds),
+        "gpus": gpus,
+        "coverage": coverage(wall - seconds[-1], wall),
+    }
+
+
+def coverage(covered: float, wall: float) -> float:
+    """The share of the wall time that samples cover; 0.0 of none."""
+    return round(min(1.0, covered / wall), 6) if wall > 0 else 0.0
+
+
+def _parts(seconds: Sequence[float]) -> dict[str, Any]:
+    by_part = dict(zip(PARTS, seconds, strict=True))
+    reasons = {reason: by_part.pop(reason) for reason in REASONS}
+    six = by_part | {"no_data": sum(reasons.values())}
+    hours = {name: value / 3600 for name, value in six.items()}
+    return six | {"no_data_reasons": reasons, "gpu_hours": hours}

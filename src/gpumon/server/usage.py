@@ -1,0 +1,191 @@
+"""GPU-hours, energy and cost by whom you like; pure. SQL, and the answer made of its rows.
+
+Sums add up: over the groups of any grouping they are those of the GPUs, because what no user can be charged with
+is in the groups of nobody and of unresolved users. A mean or a peak of a group is that of its users together on
+one GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from gpumon.clock import to_wire
+from gpumon.model.fields import METHODS
+from gpumon.server import slices
+from gpumon.server.claims import ACCOUNTS, PARTS
+from gpumon.server.groups import Grouping, cells
+from gpumon.server.ledger import coverage
+from gpumon.server.prices import NODE_LABELS, Price, price_case
+from gpumon.server.queries import Query
+from gpumon.server.ranges import Span
+
+MOST_NOTES: Final = 20
+_MIB_SECONDS: Final = 1024 * 3600
+_MJ: Final = 3.6e9
+
+_SUMS: Final = (
+    "sum(allocated) AS allocated",
+    "sum(allocated) FILTER (measured) AS allocated_measured",
+    "sum(active_of_held) AS active_of_held",
+    "sum(coalesce(active, 0) + coalesce(used_without_allocation, 0)) FILTER (measured) AS active",
+    "sum(activity_unmeasured) AS unmeasured",
+    f"sum({' + '.join(f'coalesce({part}, 0)' for part in PARTS)}) AS accounted",
+    "sum(seconds) AS seconds",
+    "sum(memory * seconds) AS memory",
+    "sum(energy) AS energy",
+    "min(ends - seconds) AS begins",
+    "max(ends) AS ends",
+)
+"""What is summed up by claimant and place, in seconds, MiB s and mJ."""
+
+_BY_METHOD: Final = tuple(f"method_{number}" for number in range(len(METHODS)))
+_ADDED: Final = (
+    "allocated", "allocated_measured", "active_of_held", "active", "unmeasured", "memory", "energy", "cost",
+    "there", "active_there", "covered", "wall", *_BY_METHOD,
+)  # fmt: skip
+_HIGHEST: Final = ("active_peak", "memory_peak", "ends")
+_COLUMNS: Final = (*_ADDED, *_HIGHEST, "begins", "gpus", "pods", "unpriced", "all_pods", "all_gpus", "all_covered")
+
+
+def select_usage(span: Span, by: Grouping, prices: tuple[Price, ...], stale_after: timedelta) -> Query:
+    """A row for each group, the largest first: its keys, who, and _COLUMNS."""
+    price, price_parameters = price_case(prices)
+    by_method = ", ".join(
+        f"sum(seconds) FILTER (method = '{method}') AS {column}"
+        for method, column in zip(METHODS, _BY_METHOD, strict=True)
+    )
+    sql = f"""
+        WITH {ACCOUNTS}, {cells(by, _SUMS)},
+        {NODE_LABELS},
+        priced AS (SELECT place, {price} AS price FROM places),
+        numbered AS MATERIALIZED (
+            SELECT cells.*, price, dense_rank() OVER (ORDER BY {by.names}) AS number
+            FROM cells JOIN priced USING (place)
+        ),
+        moments AS (
+            SELECT number, max(active) AS active_peak, sum(seconds) FILTER (active IS NOT NULL) AS there,
+                   sum(active * seconds) AS active_there, max(memory) AS memory_peak
+            FROM (SELECT sample, number, any_value(shares.seconds) AS seconds, sum(shares.memory) AS memory,
+                         sum(coalesce(shares.active, 0) + coalesce(used_without_allocation, 0)) FILTER (measured)
+                             / any_value(shares.seconds) AS active
+                  FROM shares JOIN numbered USING (claimant, place) GROUP BY sample, number)
+            GROUP BY number
+        ),
+        backed AS (
+            SELECT number, sum(covered) AS covered, count(*) * $wall AS wall
+            FROM (SELECT DISTINCT number, gpu FROM numbered) JOIN fleet USING (gpu) GROUP BY number
+        ),
+        groups AS (
+            SELECT {by.names}, number, sum(allocated) AS allocated, sum(allocated_measured) AS allocated_measured,
+                   sum(active_of_held) AS active_of_held, sum(active) AS active, sum(unmeasured) AS unmeasured,
+                   sum(memory) AS memory, sum(energy) AS energy, sum(accounted * price) / 3600 AS cost,
+                   min(begins) AS begins, max(ends) AS ends, {by_method}, count(DISTINCT gpu) AS gpus,
+                   count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS pods,
+                   list(DISTINCT gpu_name) FILTER (price IS NULL) AS unpriced
+            FROM numbered GROUP BY {by.names}, number
+        )
+        SELECT {by.names}, {", ".join(_COLUMNS)}
+        FROM groups LEFT JOIN moments USING (number) LEFT JOIN backed USING (number),
+             (SELECT count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS all_pods,
+                     count(DISTINCT gpu) AS all_gpus FROM numbered),
+             (SELECT sum(covered) AS all_covered FROM fleet)
+        ORDER BY coalesce(allocated, 0) + coalesce(active, 0) DESC, {by.names}"""
+    values = slices.parameters(span, stale_after) | by.parameters | price_parameters
+    return slices.bound(sql, values)
+
+
+def select_notes(span: Span) -> Query:
+    """What agents could not ask in the range, the most frequent first."""
+    sql = f"""
+        SELECT attribution_note FROM samples
+        WHERE sampled_at > $start AND sampled_at <= $end AND attribution_note IS NOT NULL
+        GROUP BY attribution_note ORDER BY count(*) DESC, attribution_note LIMIT {MOST_NOTES}"""
+    return slices.bound(sql, {"start": slices.utc(span.start), "end": slices.utc(span.end)})
+
+
+def usage_of(
+    rows: Sequence[tuple[Any, ...]],
+    notes: Iterable[str],
+    span: Span,
+    by: Grouping,
+    currency: str | None,
+    limit: int,
+) -> dict[str, Any]:
+    """The answer, of the rows of `select_usage`. The groups beyond `limit` are summed up in one of `who`
+    "other"."""
+    found = [
+        (row[: len(by.keys)], row[len(by.keys)], dict(zip(_COLUMNS, row[len(by.keys) + 1 :], strict=True)))
+        for row in rows
+    ]
+    entries = [
+        {"group": dict(zip(by.keys, keys, strict=True)), "who": who} | _figures(sums, who, span)
+        for keys, who, sums in found[:limit]
+    ]
+    if len(found) > limit:
+        other = _together([sums for *_, sums in found[limit:]])
+        entries.append({"group": dict.fromkeys(by.keys), "who": "other"} | _figures(other, "other", span))
+    first = found[0][2] if found else dict.fromkeys(_COLUMNS)
+    gpus = first["all_gpus"] or 0
+    total = _together([sums for *_, sums in found]) | {"gpus": gpus, "pods": first["all_pods"] or 0}
+    unpriced = sorted({str(name) for *_, sums in found for name in sums["unpriced"] or ()})
+    if currency is not None and unpriced:
+        notes = [*notes, f"[COST] prices has none for {', '.join(unpriced)}: they are not in cost"]
+    return {
+        "currency": currency,
+        "groups": entries if by.keys else [],
+        "total": _sums(total),
+        "coverage": coverage(first["all_covered"] or 0.0, gpus * span.seconds),
+        "notes": list(notes),
+    }
+
+
+def _together(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of several groups as those of one. Distinct GPUs and pods don't add up: they are left out."""
+    whole: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    for names, combine in ((_ADDED, sum), (_HIGHEST, max), (("begins",), min)):
+        for name in names:
+            there = [group[name] for group in groups if group[name] is not None]
+            whole[name] = combine(there) if there else None
+    return whole
+
+
+def _sums(of: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "gpu_hours_allocated": (of["allocated"] or 0.0) / 3600,
+        "gpu_hours_active": _scaled(of["active"], 1 / 3600),
+        "gpu_hours_unmeasured": (of["unmeasured"] or 0.0) / 3600,
+        "utilization_of_held": _percent(of["active_of_held"], of["allocated_measured"]),
+        "memory_gib_hours": _scaled(of["memory"], 1 / _MIB_SECONDS),
+        "energy_kwh": _scaled(of["energy"], 1 / _MJ),
+        "cost": of["cost"],
+        "gpus": of["gpus"],
+        "pods": of["pods"],
+    }
+
+
+def _figures(of: dict[str, Any], who: str | None, span: Span) -> dict[str, Any]:
+    seconds = {method: of[column] for method, column in zip(METHODS, _BY_METHOD, strict=True) if of[column]}
+    users = who != "nobody"
+    return _sums(of) | {
+        "utilization_mean": _percent(of["active_there"], of["there"]) if users else None,
+        "utilization_max": _scaled(of["active_peak"], 100) if users else None,
+        "memory_gib_peak": _scaled(of["memory_peak"], 1 / 1024) if users else None,
+        "coverage": coverage(of["covered"] or 0.0, of["wall"] or 0.0),
+        "methods": {method: value / sum(seconds.values()) for method, value in seconds.items()},
+        "first_seen": _instant(span, of["begins"]),
+        "last_seen": _instant(span, of["ends"]),
+    }
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _percent(part: float | None, of: float | None) -> float | None:
+    return None if part is None or not of else min(100.0, part / of * 100)
+
+
+def _instant(span: Span, seconds: float | None) -> str | None:
+    return None if seconds is None else to_wire(span.start + timedelta(seconds=seconds))

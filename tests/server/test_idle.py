@@ -1,0 +1,136 @@
+"""Who holds a GPU now and does not use it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.samples import pod, sample
+from tests.server.conftest import Serve
+
+MINUTE = timedelta(minutes=1)
+
+
+def minutes_ago(minutes: float, *pods: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """A sample of a GPU, which stands for a minute."""
+    moment = (datetime.now(UTC) - minutes * MINUTE).isoformat(timespec="milliseconds")
+    return (
+        sample(gpu_uuid="gpu-a", node="node-1", interval_seconds=60.0, holder_count=len(pods), pods=list(pods))
+        | {"timestamp": moment, "sampled_at": moment, "utilization_gpu": 0.0}
+        | fields
+    )
+
+
+def used(percent: float | None, **fields: Any) -> dict[str, Any]:
+    return pod(utilization=percent, **fields)
+
+
+def ask(client: httpx.Client, *samples: dict[str, Any], **wanted: Any) -> dict[str, Any]:
+    client.post("/api/receive-data", json=list(samples)).raise_for_status()
+    answer = client.get("/api/idle", params={"last": "2h"} | wanted)
+    assert answer.status_code == 200, answer.text
+    data: dict[str, Any] = answer.json()["data"]
+    return data
+
+
+def age(entry: dict[str, Any]) -> float:
+    """Minutes since it is idle."""
+    return (datetime.now(UTC) - datetime.fromisoformat(entry["since"])).total_seconds() / 60
+
+
+def test_a_holder_is_idle_since_its_last_use(serve: Serve) -> None:
+    client = serve(cost={"prices": "NVIDIA H100*: 6"})
+    busy = [minutes_ago(m, used(80.0)) for m in range(31, 60)]
+    quiet = [minutes_ago(m, used(0.3, energy_mj=3_600_000.0)) for m in range(31)]
+    data = ask(client, *busy, *quiet)
+    (entry,) = data["idle"]
+    assert (entry["pod"], entry["owner_name"], entry["gpu_uuid"], entry["node"]) == (
+        "train-0",
+        "train",
+        "gpu-a",
+        "node-1",
+    )
+    assert age(entry) == pytest.approx(31, abs=0.5)
+    assert entry["since_at_least"] is False
+    assert entry["idle_seconds"] == pytest.approx(31 * 60, abs=1)
+    assert entry["gpu_hours_wasted"] == pytest.approx(31 / 60, abs=0.01)
+    assert entry["cost"] == pytest.approx(6 * entry["gpu_hours_wasted"])
+    evidence = entry["evidence"]
+    assert (evidence["samples"], evidence["utilization_max"], evidence["process_count"]) == (31, 0.3, 2)
+    assert evidence["utilization_mean"] == pytest.approx(0.3)
+    assert evidence["energy_wh"] == pytest.approx(31, abs=0.1)
+    assert evidence["coverage"] == pytest.approx(1, abs=0.02)
+    assert data["total"] == {"holders": 1, "gpu_hours_wasted": entry["gpu_hours_wasted"], "cost": entry["cost"]}
+
+
+def test_whose_last_use_is_before_the_range_is_idle_for_at_least_that_long(serve: Serve) -> None:
+    (entry,) = ask(serve(), *(minutes_ago(m, used(0.0)) for m in range(20)))["idle"]
+    assert entry["since_at_least"] is True
+    assert age(entry) == pytest.approx(20, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("share", "percent", "threshold", "is_idle"),
+    [(1.0, 0.9, 1, True), (1.0, 1.1, 1, False), (0.5, 0.9, 1, False), (0.5, 0.9, 2, True), (None, 0.9, 1, True)],
+)
+def test_the_threshold_is_a_share_of_what_is_held(
+    serve: Serve, share: float | None, percent: float, threshold: float, is_idle: bool
+) -> None:
+    data = ask(serve(), *(minutes_ago(m, used(percent, gpu_share=share)) for m in range(15)), threshold=threshold)
+    assert bool(data["idle"]) is is_idle
+
+
+def test_what_can_not_be_measured_is_listed_apart(serve: Serve) -> None:
+    data = ask(serve(), *(minutes_ago(m, used(None), utilization_gpu=None) for m in range(15)))
+    assert data["idle"] == []
+    (entry,) = data["unmeasured"]
+    assert entry["evidence"]["unmeasured_samples"] == 15
+    assert entry["evidence"]["utilization_max"] is None
+    assert data["total"]["holders"] == 0
+
+
+def test_a_sample_that_tells_nothing_lowers_the_coverage_and_ends_no_idle_time(serve: Serve) -> None:
+    blind = minutes_ago(7, used(None), state="unknown", utilization_gpu=None)
+    (entry,) = ask(serve(), *(minutes_ago(m, used(0.0)) for m in range(15) if m != 7), blind)["idle"]
+    assert age(entry) == pytest.approx(15, abs=0.5)
+    assert entry["idle_seconds"] == pytest.approx(14 * 60, abs=1)
+    assert entry["evidence"]["coverage"] == pytest.approx(14 / 15, abs=0.02)
+
+
+def test_a_gap_is_no_idle_time(serve: Serve) -> None:
+    (entry,) = ask(serve(), *(minutes_ago(m, used(0.0)) for m in (0, 1, 2, 60, 61)), at_least="5m")["idle"]
+    assert entry["idle_seconds"] == pytest.approx(5 * 60, abs=1)
+    assert entry["evidence"]["coverage"] < 0.1
+
+
+def test_only_who_holds_it_now_long_enough_and_in_the_namespace_is_listed(serve: Serve) -> None:
+    client = serve()
+    gone = [minutes_ago(m, used(0.0, pod="gone")) for m in range(20, 40)]
+    short = [minutes_ago(m, used(0.0)) for m in range(5)]
+    user = [minutes_ago(m, used(0.0, held=False), gpu_uuid="gpu-b", gpu_id=1) for m in range(15)]
+    stale = [minutes_ago(m, used(0.0), gpu_uuid="gpu-c", gpu_id=2) for m in range(5, 25)]
+    assert ask(client, *gone, *short, *user, *stale)["idle"] == []
+    assert [e["pod"] for e in ask(client, minutes_ago(0, used(0.0)), at_least="4m")["idle"]] == ["train-0"]
+    assert ask(client, minutes_ago(0, used(0.0)), at_least="4m", namespace="other")["idle"] == []
+
+
+def test_two_containers_and_mig_instances_are_told_apart(serve: Serve) -> None:
+    parts = [
+        used(0.0, mig_uuid="MIG-1", gpu_share=0.5),
+        used(50.0, mig_uuid="MIG-2", gpu_share=0.5),
+        used(0.0, mig_uuid="MIG-3", gpu_share=0.2, container="side"),
+    ]
+    data = ask(serve(), *(minutes_ago(m, *parts, utilization_gpu=None) for m in range(15)))
+    assert [(e["mig_uuid"], e["container"]) for e in data["idle"]] == [("MIG-1", "main"), ("MIG-3", "side")]
+    assert [e["gpu_share"] for e in data["idle"]] == [0.5, 0.2]
+
+
+def test_a_sample_that_came_twice_counts_once(serve: Serve) -> None:
+    client = serve()
+    samples = [minutes_ago(m, used(0.0)) for m in range(15)]
+    ask(client, *samples)
+    (entry,) = ask(client, *samples)["idle"]
+    assert entry["evidence"]["samples"] == 15
