@@ -75,14 +75,20 @@ def test_a_sample_says_who_has_the_gpu_and_never_carries_what_is_for_the_agent_a
     assert node.counts.rows == {"process": 1, "exclusive": 1}
 
 
-def test_a_gpu_that_was_not_known_when_the_kubelet_was_asked_is_not_called_free() -> None:
+def test_a_gpu_that_turns_up_later_has_the_holders_that_the_kubelet_told_before() -> None:
     node = Node(Kubelet(holding("a", OTHER_GPU)))
-    node.sample()
     node.ask()
-    assert "holder_count" not in node.sample(process(1, 80), gpu_uuid=OTHER_GPU)
-    assert node.wants_to_ask()
-    node.ask()
+    assert node.sample()["holder_count"] == 0
     assert node.sample(process(1, 80), gpu_uuid=OTHER_GPU)["holder_count"] == 1
+
+
+def test_a_pod_that_finishes_holds_nothing_from_then_on_whatever_the_kubelet_lists() -> None:
+    node = Node(Kubelet(holding("a", GPU)))
+    node.ask()
+    assert node.sample()["holder_count"] == 1
+    node.pods.pods[0] = pod("a", finished=True)
+    node.pods.version += 1
+    assert node.sample()["holder_count"] == 0
 
 
 def test_a_lost_gpu_is_attributed_to_nobody_and_its_counter_is_forgotten() -> None:

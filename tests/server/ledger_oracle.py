@@ -84,14 +84,11 @@ def fleet_of(posted: Iterable[Sample], start: datetime, end: datetime) -> Fleet:
 
 
 def _last_place(samples: list[Sample], end: datetime) -> Sample:
-    """Where a GPU was seen last in the range, else after it; of two places at one instant, the first by name."""
-    there = [sample for sample in samples if instant(sample) <= end]
-    if there:
-        last = max(instant(sample) for sample in there)
-        there = [sample for sample in there if instant(sample) == last]
-    else:
-        there = [sample for sample in samples if instant(sample) <= end + DAY]
-    return min(there, key=lambda s: (s["client_name"], s["gpu_id"], node_of(s), s["gpu_name"]))
+    """Where a GPU was seen last until the range's end, by the later row of two; else where it is seen next."""
+    before = [sample for sample in samples if instant(sample) <= end]
+    if before:
+        return max(enumerate(before), key=lambda numbered: (instant(numbered[1]), numbered[0]))[1]
+    return min(samples, key=lambda s: (instant(s), s["client_name"], s["gpu_id"], node_of(s), s["gpu_name"]))
 
 
 def _slices(fleet: Fleet, number: int, gpu: str, moments: dict[Any, Any], start: datetime, end: datetime) -> float:
@@ -127,6 +124,7 @@ def _divide(sample: Sample, users: list[dict[str, Any]], seconds: float, portion
     busy = None if percent is None else percent / 100
     limit = 1.0 if busy is None else busy
     used = [u["utilization"] / 100 if ok and u.get("utilization") is not None else None for u in users]
+    told = used
     total = sum(u for u in used if u is not None)
     if total > limit:
         used = [None if u is None else u * limit / total for u in used]
@@ -139,7 +137,7 @@ def _divide(sample: Sample, users: list[dict[str, Any]], seconds: float, portion
         if used[n] is None:
             blind[n] = share
         elif user.get("mig_uuid") is not None:
-            idle[n] = max(0.0, share - (used[n] or 0.0))
+            idle[n] = max(0.0, share - (told[n] or 0.0))
         elif busy is None:
             blind[n] = share
         else:

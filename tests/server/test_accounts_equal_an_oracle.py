@@ -61,7 +61,7 @@ pods = st.builds(
     st.sampled_from([None, "Xorg"]),
 )
 tick = st.builds(
-    lambda seconds, gpu, node, interval, busy, state, holders, count, unhealthy, users, power, energy, memory: {
+    lambda seconds, gpu, node, interval, busy, mean, state, held, count, unhealthy, users, power, energy, memory: {
         "seconds": seconds,
         "gpu_uuid": gpu,
         "client_name": node,
@@ -69,8 +69,9 @@ tick = st.builds(
         "gpu_name": MODELS[gpu],
         "interval_seconds": interval,
         "utilization_gpu": busy,
+        "utilization_mean": mean,
         "state": state,
-        "holder_count": holders,
+        "holder_count": held,
         "process_count": count,
         "unhealthy": unhealthy,
         "pods": users,
@@ -83,6 +84,7 @@ tick = st.builds(
     st.sampled_from(["node-1", "node-2"]),
     st.sampled_from([None, 0.0, 5.0, 30.0, 600.0, 3000.0]) | st.floats(0, 400),
     percent,
+    st.none() | percent,
     st.sampled_from([None, "ok", "ok", "ok", "lost", "unknown"]),
     st.sampled_from([None, 0, 1, 2]),
     st.sampled_from([None, 0, 1]),

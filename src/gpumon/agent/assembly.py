@@ -18,6 +18,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from gpumon import __version__, clock
@@ -128,7 +129,7 @@ class Agent:
         )
         self._delivering = Task("delivery", self._deliver)
         self._batching = Task("batcher", self._batcher.run)
-        self._sampling = Task("sampler", sampler.run)
+        self._sampling = Task("sampler", partial(self._sample, sampler))
 
     def start(self) -> None:
         """Starts all stages; returns at once."""
@@ -180,6 +181,11 @@ class Agent:
             rest_watts=settings.attribution.idle_power_watts,
             rest_to_holders=settings.attribution.idle_energy == "holders",
         )
+
+    def _sample(self, sampler: Sampler, stop: threading.Event) -> None:
+        if self._attributes:
+            self._cluster.settle(stop)
+        sampler.run(stop)
 
     def _deliver(self, stop: threading.Event) -> None:
         """Closes the connection in the thread that uses it, for that may be later than the stop."""

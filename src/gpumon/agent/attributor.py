@@ -20,7 +20,7 @@ from gpumon.agent.attribution import Facts, attribute
 from gpumon.agent.attribution.energy import EnergyMeter
 from gpumon.agent.counts import AttributionCounts
 from gpumon.agent.deviceids import KnownGpu, KnownInstance
-from gpumon.agent.holders import Holders, Known
+from gpumon.agent.holders import Holders
 from gpumon.agent.holdings import Holder
 from gpumon.agent.ports import USE, GpuProcess, GpuUse, Occupant, PodDirectory, Processes, Reading
 from gpumon.clock import Monotonic
@@ -93,8 +93,7 @@ class Attributor:
         self._emit(sample)
 
     def _facts(self, sample: Reading, gpu: _OfGpu, use: GpuUse | None) -> Facts:
-        known = self._holders.known if self._holders is not None else None
-        holders = self._holders_of(gpu, known)
+        holders = self._holders_of(gpu)
         trouble = self._processes.trouble
         pids = [] if trouble else [process.pid for process in processes_of(use)]
         occupants = self._processes.occupants(pids) if pids else {}
@@ -107,24 +106,22 @@ class Attributor:
             energy_mj=gpu.meter.interval_mj(sample),
             rest_mj=gpu.meter.rest_mj(sample),
             rest_to_holders=self._rest_to_holders,
-            unsettled=self._unsettled(gpu, holders, known, occupants),
+            unsettled=self._unsettled(gpu, holders, occupants),
         )
 
-    def _holders_of(self, gpu: _OfGpu, known: Known | None) -> tuple[Holder, ...] | None:
+    def _holders_of(self, gpu: _OfGpu) -> tuple[Holder, ...] | None:
         if self._holders is None:
             return None if self._in_kubernetes else ()
-        return None if known is None else known.of(gpu.known)
+        found = self._holders.holdings(tuple(of.known for of in self._gpus.values()))
+        return None if found is None else found.by_gpu.get(gpu.known.uuid, ())
 
     def _unsettled(
-        self,
-        gpu: _OfGpu,
-        holders: tuple[Holder, ...] | None,
-        known: Known | None,
-        occupants: Mapping[int, Occupant],
+        self, gpu: _OfGpu, holders: tuple[Holder, ...] | None, occupants: Mapping[int, Occupant]
     ) -> set[str]:
         """The pods on the GPU that hold nothing of it, as far as is known, and have come after the kubelet was
         asked: whether they were given it is not known yet. Has the kubelet asked when one is new."""
-        if self._holders is None or holders is None or known is None:
+        told = self._holders.told if self._holders is not None else None
+        if self._holders is None or holders is None or told is None:
             return set()
         held = {(holder.namespace, holder.pod) for holder in holders}
         strangers = set()
@@ -136,15 +133,14 @@ class Attributor:
         if strangers - gpu.appeared.keys():
             self._holders.ask_soon()
         gpu.appeared = {uid: gpu.appeared.get(uid, now) for uid in strangers}
-        return {uid for uid, at in gpu.appeared.items() if at >= known.asked_at}
+        return {uid for uid, at in gpu.appeared.items() if at >= told.asked_at}
 
     def _note_gpu(self, gpu: _OfGpu, use: GpuUse | None) -> None:
-        """Lets the holders know what GPUs there are, and that pods have changed."""
+        """Takes note of how the GPU is split. Has the kubelet asked when pods have changed."""
         if use is not None:
             gpu.known = known_gpu(gpu.known.uuid, use)
         if self._holders is None:
             return
-        self._holders.have(tuple(of.known for of in self._gpus.values()))
         version = self._pods.version
         if version != self._pods_version:
             self._pods_version = version

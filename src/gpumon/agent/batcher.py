@@ -1,4 +1,4 @@
-"""Samples become batches: encoded one by one, closed with the tick that reaches a size, or at an age; named for ever.
+"""Samples become batches: closed with the tick that reaches a size, or at an age; named for ever.
 
 A batch's id is agent, boot, sequence: the boot is new with each run, the sequence counts its batches from 1,
 so no two batches share an id and the server can tell a repetition.

@@ -6,6 +6,7 @@ cluster each may be missing or broken, and the samples say so. A simulated node 
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from gpumon.agent.fakecluster import FakeCluster  # at run time only where GPUs are simulated
 
 _PROCESS_MEMORY_INTERVALS = 2
+_SETTLE_SECONDS = 3.0
+_LOOK_SECONDS = 0.05
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -90,6 +93,17 @@ class Cluster:
             self._directory.start()
         if self._holding is not None:
             self._holding.start()
+
+    def settle(self, stop: threading.Event) -> None:
+        """Waits until both have answered or refused for the first time, a few seconds at most: a sample that is
+        taken before could name nobody."""
+        waits = 0.0
+        while waits < _SETTLE_SECONDS and not (self._is_settled() or stop.wait(_LOOK_SECONDS)):
+            waits += _LOOK_SECONDS
+
+    def _is_settled(self) -> bool:
+        holders, directory = self.holders, self._directory
+        return (holders is None or holders.tried.is_set()) and (directory is None or directory.settled)
 
     def stop(self, timeout_seconds: float) -> None:
         """Stops both."""

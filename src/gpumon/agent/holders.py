@@ -1,7 +1,7 @@
 """Keeps up with who holds the GPUs: asks the kubelet, seldom, and tells the answer in GPUs of this node.
 
 The kubelet has no way to say that something changed, so it is asked every `interval_seconds`, and at once when
-there is reason to: a pod of this node changed, a process appeared that no known holder explains, a GPU is new.
+there is reason to: a pod of this node changed, a process appeared that no known holder explains.
 Never more than once a second: its API allows 100 calls a second for all clients of the node together.
 
 What it said last is believed for a minute after it has fallen silent, since a kubelet that restarts keeps its
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from gpumon import clock
 from gpumon.agent.counts import HoldersCounts
 from gpumon.agent.deviceids import Devices, KnownGpu
-from gpumon.agent.holdings import Holder, Holdings, holdings
+from gpumon.agent.holdings import Holdings, holdings
 from gpumon.agent.ports import ContainerDevices, PodDirectory, PodResources
 from gpumon.clock import Monotonic
 from gpumon.errors import KubeletUnavailable
@@ -33,21 +33,17 @@ ALLOCATABLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """The holders of `gpus`, and the monotonic moment at which the kubelet was asked for them."""
+class Told:
+    """What the kubelet said, and the monotonic moment at which it was asked."""
 
-    holdings: Holdings
-    gpus: frozenset[KnownGpu]
+    containers: Sequence[ContainerDevices]
+    allocatable: Mapping[str, frozenset[str]] | None
     asked_at: float
-
-    def of(self, gpu: KnownGpu) -> tuple[Holder, ...] | None:
-        """The holders of a GPU; None where it, or the way it is split, was not known when the kubelet was
-        asked."""
-        return self.holdings.by_gpu.get(gpu.uuid, ()) if gpu in self.gpus else None
 
 
 class Holders:
-    """The kubelet's answer of this node. `known` and the notes to it come from any thread, `run` is a task."""
+    """The kubelet's answer of this node. `run` is a task; `told` and `ask_soon` are for any thread, the rest for
+    the one that attributes samples. `tried` is set once the kubelet has been asked, whatever came of it."""
 
     def __init__(
         self,
@@ -65,40 +61,48 @@ class Holders:
         self._resource_names = resource_names
         self._interval = interval_seconds
         self._monotonic = monotonic
-        self._gpus: tuple[KnownGpu, ...] = ()
-        self._known: Known | None = None
+        self.tried = threading.Event()
+        self._told: Told | None = None
+        self._derived_from: tuple[Told, tuple[KnownGpu, ...], int] | None = None
+        self._holdings = Holdings()
         self._allocatable: Mapping[str, frozenset[str]] | None = None
         self._allocatable_due = 0.0
         self._wanted = threading.Event()
         self._trouble = Trouble(log, "kubelet", monotonic=monotonic)
 
     @property
-    def known(self) -> Known | None:
+    def told(self) -> Told | None:
         """The newest answer; None where there is none, or none that can still be believed."""
-        known = self._known
-        if known is None or self._monotonic() - known.asked_at > BELIEVED_SECONDS + self._interval:
+        told = self._told
+        if told is None or self._monotonic() - told.asked_at > BELIEVED_SECONDS + self._interval:
             return None
-        return known
+        return told
 
-    def have(self, gpus: tuple[KnownGpu, ...]) -> None:
-        """Takes note of the GPUs of this node; others have the kubelet asked at once."""
-        if gpus != self._gpus:
-            self._gpus = gpus
-            self.ask_soon()
+    def holdings(self, gpus: tuple[KnownGpu, ...]) -> Holdings | None:
+        """Who holds these GPUs, by the newest answer and by what is known of pods now; None where nobody knows."""
+        told = self.told
+        if told is None:
+            return None
+        origin = (told, gpus, self._pods.version)
+        before = self._derived_from
+        if before is None or before[0] is not told or before[1:] != origin[1:]:
+            self._holdings = holdings(
+                told.containers, told.allocatable, Devices(gpus), self._pods, self._resource_names
+            )
+            self._derived_from = origin
+        return self._holdings
 
     def ask_soon(self) -> None:
         """Has the kubelet asked as soon as its pause is over."""
         self._wanted.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Asks until stopped."""
+        """Asks at once and then until stopped."""
         while not stop.is_set():
-            self._wanted.wait(self._interval)
             self._wanted.clear()
-            if stop.is_set():
-                break
             self.refresh()
-            stop.wait(PAUSE_SECONDS)
+            if not stop.wait(PAUSE_SECONDS):
+                self._wanted.wait(self._interval - PAUSE_SECONDS)
         self._kubelet.close()
 
     def wake(self) -> None:
@@ -107,19 +111,19 @@ class Holders:
 
     def refresh(self) -> None:
         """Asks the kubelet once. Trouble is logged and counted; the last answer stays."""
-        asked_at, gpus = self._monotonic(), self._gpus
+        asked_at = self._monotonic()
         try:
-            containers = self._containers()
-            allocatable = self._what_there_is(asked_at)
+            told = Told(self._containers(), self._what_there_is(asked_at), asked_at)
         except KubeletUnavailable as error:
             self._counts.trouble = str(error)
             self._counts.failures += 1
             self._trouble.occurred(str(error))
-            return
-        self._counts.trouble = None
-        self._trouble.ended()
-        found = holdings(containers, allocatable, Devices(gpus), self._pods, self._resource_names)
-        self._known = Known(found, frozenset(gpus), asked_at)
+        else:
+            self._counts.trouble = None
+            self._trouble.ended()
+            self._told = told
+        finally:
+            self.tried.set()
 
     def _containers(self) -> Sequence[ContainerDevices]:
         self._counts.calls += 1

@@ -62,79 +62,72 @@ _CLAIMANTS: Final = f"""
 sample counts once, the later row."""
 
 _CLAIMS: Final = f"""
-    claims AS MATERIALIZED (
+    stated AS NOT MATERIALIZED (
         SELECT sample, claimant, busy, readable, held, pod_usage.mig_uuid IS NOT NULL AS is_mig,
                CASE WHEN held THEN greatest(0, least(coalesce(gpu_share, 0), 1)) ELSE 0 END AS share,
                CASE WHEN readable THEN {within("utilization", "0", "100")} / 100 END AS used,
                {within("pod_usage.memory_used", "0")} AS memory, {within("energy_mj * portion", "0")} AS energy
         FROM once JOIN pod_usage ON pod_usage.rowid = once.use JOIN slices USING (sample)
     ),
-    claimed AS MATERIALIZED (
-        SELECT sample, bool_or(is_mig) AS is_mig, sum(used) AS used, sum(memory) AS memory, sum(energy) AS energy
-        FROM claims GROUP BY sample
-    ),
-    scaled AS (
-        SELECT claims.* REPLACE (claims.used * least(1, coalesce(busy, 1) / nullif(claimed.used, 0)) AS used)
-        FROM claims JOIN claimed USING (sample)
-    ),
-    bounded AS MATERIALIZED (
-        SELECT *, CASE WHEN held IS NOT TRUE OR used IS NULL THEN 0
-                       WHEN is_mig THEN greatest(0, share - used)
-                       ELSE coalesce(share * (1 - busy), 0) END AS idle,
+    claims AS MATERIALIZED (
+        SELECT sample, claimant, held, is_mig, share, used, memory, energy,
+               CASE WHEN held IS NOT TRUE OR used IS NULL THEN 0
+                    WHEN is_mig THEN greatest(0, share - used)
+                    ELSE coalesce(share * (1 - busy), 0) END AS idle,
                CASE WHEN held AND readable AND (used IS NULL OR (busy IS NULL AND NOT is_mig))
                     THEN share ELSE 0 END AS unmeasured
-        FROM scaled
+        FROM stated
     ),
-    divided AS (
-        SELECT sample, sum(used) AS used, sum(idle + unmeasured) AS unused FROM bounded GROUP BY sample
+    claimed AS (
+        SELECT sample, bool_or(is_mig) AS is_mig, sum(used) AS used, sum(idle + unmeasured) AS unused,
+               sum(memory) AS memory, sum(energy) AS energy
+        FROM claims GROUP BY sample
     ),
     whole AS MATERIALIZED (
-        SELECT sample, place, ends, seconds, readable, busy, slices.memory, slices.energy,
-               holder_count = 0 AS unheld, coalesce(unused, 0) AS unused,
-               CASE WHEN busy - coalesce(divided.used, 0) > {_ROUNDING} THEN busy - coalesce(divided.used, 0)
-                    ELSE 0 END AS unclaimed,
-               greatest(0, 1 - coalesce(divided.used, 0) - unclaimed) AS room,
-               claimed.memory AS claimed_memory, claimed.energy AS claimed_energy,
+        SELECT sample, place, ends, seconds, holder_count = 0 AS unheld,
+               least(coalesce(claimed.used, 0), coalesce(busy, 1)) AS claimed_use,
+               CASE WHEN busy - claimed_use > {_ROUNDING} THEN busy - claimed_use ELSE 0 END AS unclaimed_use,
+               greatest(0, 1 - claimed_use - unclaimed_use) AS room,
+               greatest(0, room - coalesce(claimed.unused, 0)) AS rest,
+               least(1, coalesce(busy, 1) / nullif(claimed.used, 0)) AS of_use,
+               least(1, room / nullif(claimed.unused, 0)) AS of_unused,
+               least(1, slices.memory / nullif(claimed.memory, 0)) AS of_memory,
+               least(1, slices.energy / nullif(claimed.energy, 0)) AS of_energy,
+               {within("slices.memory - coalesce(claimed.memory, 0)", "0")} AS rest_memory,
+               {within("slices.energy - coalesce(claimed.energy, 0)", "0")} AS rest_energy,
                CAST(CASE WHEN lost THEN 'unhealthy'
                          WHEN NOT readable THEN 'not_readable'
                          WHEN holder_count IS NULL THEN 'allocation_unknown'
                          WHEN busy IS NULL AND NOT coalesce(claimed.is_mig, false) AND holder_count = 0
                               AND coalesce(process_count, 1) > 0 THEN 'activity_unmeasured'
                          WHEN is_unhealthy THEN 'unhealthy'
-                         ELSE 'free' END AS ENUM ({", ".join(f"'{part}'" for part in _FATES)})) AS fate
-        FROM slices LEFT JOIN claimed USING (sample) LEFT JOIN divided USING (sample)
+                         ELSE 'free' END AS ENUM ({", ".join(f"'{part}'" for part in _FATES)})) AS fate,
+               readable AND (busy IS NOT NULL OR fate IN ('free', 'unhealthy')) AS measured
+        FROM slices LEFT JOIN claimed USING (sample)
     )"""
-"""Use is bounded by what the GPU was busy; what is held and not used, by the room that is then left of it. `fate`
-is what becomes of the remainder."""
+"""Use is bounded by what the GPU was busy; what is held and not used, by the room that is then left of it; memory
+and energy by the GPU's own. `rest` is what nobody held or used, and `fate` what becomes of it."""
 
 _SHARES: Final = f"""
     shares AS NOT MATERIALIZED (
         SELECT sample, place, ends, seconds, claimant, used IS NOT NULL AS measured,
                share * seconds AS allocated,
-               CASE WHEN used IS NOT NULL THEN share * seconds END AS allocated_measured,
-               CASE WHEN held THEN used * seconds END AS active_of_held,
-               CASE WHEN held IS DISTINCT FROM false THEN used * seconds END AS active,
-               idle * least(1, room / nullif(unused, 0)) * seconds AS held_idle,
-               CASE WHEN held = false THEN used * seconds END AS used_without_allocation,
-               unmeasured * least(1, room / nullif(unused, 0)) * seconds AS activity_unmeasured,
-               bounded.memory * least(1, whole.memory / nullif(claimed_memory, 0)) AS memory,
-               bounded.energy * least(1, whole.energy / nullif(claimed_energy, 0)) AS energy
-        FROM bounded JOIN whole USING (sample)
+               CASE WHEN held THEN used * of_use * seconds END AS active_of_held,
+               CASE WHEN held IS DISTINCT FROM false THEN used * of_use * seconds END AS active,
+               idle * of_unused * seconds AS held_idle,
+               CASE WHEN held = false THEN used * of_use * seconds END AS used_without_allocation,
+               unmeasured * of_unused * seconds AS activity_unmeasured,
+               memory * of_memory AS memory, energy * of_energy AS energy
+        FROM claims JOIN whole USING (sample)
         UNION ALL BY NAME
         SELECT sample, place, ends, seconds, {UNRESOLVED} AS claimant, true AS measured,
-               CASE WHEN unheld IS NOT TRUE THEN unclaimed * seconds END AS active,
-               CASE WHEN unheld THEN unclaimed * seconds END AS used_without_allocation
-        FROM whole WHERE unclaimed > 0
+               CASE WHEN unheld IS NOT TRUE THEN unclaimed_use * seconds END AS active,
+               CASE WHEN unheld THEN unclaimed_use * seconds END AS used_without_allocation
+        FROM whole WHERE unclaimed_use > 0
         UNION ALL BY NAME
-        SELECT sample, place, ends, seconds, {NOBODY} AS claimant,
-               readable AND (busy IS NOT NULL OR fate IN ('free', 'unhealthy')) AS measured,
-               {
-    ", ".join(
-        f"CASE WHEN fate = '{part}' THEN (room - least(unused, room)) * seconds END AS {part}" for part in _FATES
-    )
-},
-               CASE WHEN memory IS NOT NULL THEN greatest(0, memory - coalesce(claimed_memory, 0)) END AS memory,
-               CASE WHEN energy IS NOT NULL THEN greatest(0, energy - coalesce(claimed_energy, 0)) END AS energy
+        SELECT sample, place, ends, seconds, {NOBODY} AS claimant, measured,
+               {", ".join(f"CASE WHEN fate = '{part}' THEN rest * seconds END AS {part}" for part in _FATES)},
+               rest_memory AS memory, rest_energy AS energy
         FROM whole
     ),
     fleet AS MATERIALIZED (

@@ -17,7 +17,8 @@ from gpumon.server.queries import Query
 Row = Mapping[str, Any]
 
 _READINGS: Final = (
-    "utilization_gpu", "utilization_memory", "memory_total", "memory_used", "memory_free", "temperature",
+    "utilization_gpu", "utilization_mean", "utilization_memory", "memory_total", "memory_used", "memory_free",
+    "temperature",
     "power_draw", "power_limit", "sm_clock", "sm_active", "tensor_active", "dram_active", "process_count",
 )  # fmt: skip
 _IDENTITY: Final = ("gpu_uuid", "node", "client_name", "gpu_id", "gpu_name")

@@ -14,7 +14,7 @@ from typing import Any, Final
 from gpumon.clock import to_wire
 from gpumon.model.fields import METHODS
 from gpumon.server import slices
-from gpumon.server.claims import ACCOUNTS, PARTS
+from gpumon.server.claims import ACCOUNTS, NOBODY, PARTS
 from gpumon.server.groups import Grouping, cells
 from gpumon.server.ledger import coverage
 from gpumon.server.prices import NODE_LABELS, Price, price_case
@@ -56,6 +56,7 @@ def select_usage(span: Span, by: Grouping, prices: tuple[Price, ...], stale_afte
         f"sum(seconds) FILTER (method = '{method}') AS {column}"
         for method, column in zip(METHODS, _BY_METHOD, strict=True)
     )
+    users = f"claimant <> {NOBODY}" if by.by_claimant else "TRUE"
     sql = f"""
         WITH {ACCOUNTS}, {cells(by, _SUMS)},
         {NODE_LABELS},
@@ -70,7 +71,7 @@ def select_usage(span: Span, by: Grouping, prices: tuple[Price, ...], stale_afte
             FROM (SELECT sample, number, any_value(shares.seconds) AS seconds, sum(shares.memory) AS memory,
                          sum(coalesce(shares.active, 0) + coalesce(used_without_allocation, 0)) FILTER (measured)
                              / any_value(shares.seconds) AS active
-                  FROM shares JOIN numbered USING (claimant, place) GROUP BY sample, number)
+                  FROM shares JOIN numbered USING (claimant, place) WHERE {users} GROUP BY sample, number)
             GROUP BY number
         ),
         backed AS (
@@ -120,12 +121,12 @@ def usage_of(
         for row in rows
     ]
     entries = [
-        {"group": dict(zip(by.keys, keys, strict=True)), "who": who} | _figures(sums, who, span)
+        {"group": dict(zip(by.keys, keys, strict=True)), "who": who} | _figures(sums, span)
         for keys, who, sums in found[:limit]
     ]
     if len(found) > limit:
         other = _together([sums for *_, sums in found[limit:]])
-        entries.append({"group": dict.fromkeys(by.keys), "who": "other"} | _figures(other, "other", span))
+        entries.append({"group": dict.fromkeys(by.keys), "who": "other"} | _figures(other, span))
     first = found[0][2] if found else dict.fromkeys(_COLUMNS)
     gpus = first["all_gpus"] or 0
     total = _together([sums for *_, sums in found]) | {"gpus": gpus, "pods": first["all_pods"] or 0}
@@ -165,13 +166,12 @@ def _sums(of: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(of: dict[str, Any], who: str | None, span: Span) -> dict[str, Any]:
+def _figures(of: dict[str, Any], span: Span) -> dict[str, Any]:
     seconds = {method: of[column] for method, column in zip(METHODS, _BY_METHOD, strict=True) if of[column]}
-    users = who != "nobody"
     return _sums(of) | {
-        "utilization_mean": _percent(of["active_there"], of["there"]) if users else None,
-        "utilization_max": _scaled(of["active_peak"], 100) if users else None,
-        "memory_gib_peak": _scaled(of["memory_peak"], 1 / 1024) if users else None,
+        "utilization_mean": _percent(of["active_there"], of["there"]),
+        "utilization_max": _scaled(of["active_peak"], 100),
+        "memory_gib_peak": _scaled(of["memory_peak"], 1 / 1024),
         "coverage": coverage(of["covered"] or 0.0, of["wall"] or 0.0),
         "methods": {method: value / sum(seconds.values()) for method, value in seconds.items()},
         "first_seen": _instant(span, of["begins"]),

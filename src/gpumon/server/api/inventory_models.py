@@ -64,6 +64,7 @@ class GpuNow(Place):
 
     sampled_at: str = _sample("sampled_at", examples=["2026-11-24T17:33:23.123Z"])
     utilization_gpu: float | None = _sample("utilization_gpu", examples=[71.0])
+    utilization_mean: float | None = _sample("utilization_mean", examples=[68.4])
     utilization_memory: float | None = _sample("utilization_memory", examples=[33.0])
     memory_total: int | None = _sample("memory_total", examples=[81559])
     memory_used: int | None = _sample("memory_used", examples=[61004])
