@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean config
+.PHONY: demo test lint bench bench-attribution clean config
 
 $(READY): pyproject.toml constraints.txt src/gpumon/__init__.py
 	$(PYTHON) -m venv $(VENV)
@@ -22,10 +22,14 @@ lint: $(READY)  ## style, types, import contracts
 test: lint  ## everything that must hold
 	$(BIN)/pytest
 
-bench: $(READY)  ## what agent and server cost; takes three minutes
+bench: $(READY)  ## what agent and server cost; takes five minutes
 	$(BIN)/python -m bench.nvml_calls
 	$(BIN)/python -m bench.agent
+	$(BIN)/python -m bench.agent_pods
 	$(BIN)/python -m bench.ingest
+
+bench-attribution: $(READY)  ## whose use it was, against scenes of known truth; writes README's table; two minutes
+	$(BIN)/python -m bench.attribution --write-readme
 
 config: $(READY)  ## writes config/*.ini anew from the settings classes
 	$(BIN)/gpumon config server > config/server_config.ini

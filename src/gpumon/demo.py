@@ -33,12 +33,13 @@ gpumon runs: 1 server, {nodes} simulated GPU nodes, a sample of each GPU every {
   Prometheus           {url}/metrics
   Daily CSV files      {data}
 
-First questions:
+First questions (a browser shows the answers, too):
 
-  curl -s {url}/health
-  curl -s -X POST {url}/api/gpu/list
-  curl -s -X POST {url}/api/gpu/realtime
-  curl -s -X POST {url}/api/gpu/statistics -H 'Content-Type: application/json' -d '{{"client_name": "gpu-node-a"}}'
+  {url}/api/pods                              which pod has which GPU now, and how hard it works
+  {url}/api/usage?group_by=owner&last=1h      GPU-hours held and used, memory, energy, by workload
+  {url}/api/usage?group_by=label:team&last=1h the same by a label of your choice
+  {url}/api/ledger?group_by=node&last=1h      where every GPU-second went
+  {url}/api/idle?at_least=1m                  who holds GPUs without using them
 
 Ctrl+C stops all.
 """

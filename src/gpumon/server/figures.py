@@ -57,3 +57,13 @@ def mean_of_means(figures: Iterable[Figures]) -> float:
 def rounded(value: float | None, empty: float | None = 0.0) -> Any:
     """A figure to two decimals, as the old program gives it; `empty` where there is none."""
     return empty if value is None else round(value, 2)
+
+
+def trimmed(answer: Any) -> Any:
+    """An answer whose numbers have ten significant digits: without the noise of binary fractions, and exact enough
+    that what adds up still does."""
+    if isinstance(answer, float):
+        return float(f"{answer:.10g}")
+    if isinstance(answer, dict):
+        return {name: trimmed(value) for name, value in answer.items()}
+    return [trimmed(value) for value in answer] if isinstance(answer, list) else answer

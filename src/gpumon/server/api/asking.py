@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from gpumon.errors import QueryError
 from gpumon.server.answers import RangeWords
 from gpumon.server.api.errors import ErrorAnswer, answer
+from gpumon.server.figures import trimmed
 
 START = "First instant: ISO 8601 (without an offset in the server's zone), or a date, which is its first moment."
 END = "End of the range, not included; a date is included to its last moment. Default: now."
@@ -43,7 +44,7 @@ def known_parameters(request: Request, asked: BaseModel) -> None:
 
 def done(data: Any) -> Response:
     """An answer in the envelope."""
-    return answer({"success": True, "data": data})
+    return answer({"success": True, "data": trimmed(data)})
 
 
 def responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
