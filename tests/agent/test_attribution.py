@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpumon.agent.attribution import Facts, attribute
-from gpumon.agent.holdings import Holder
+from gpumon.agent.attribution.attribute import Facts, attribute
+from gpumon.agent.attribution.holdings import Holder
 from gpumon.agent.ports import GpuUse, MigInstance, Occupant, Reading
 from tests.agent.pods import GPU, MIG, OTHER_MIG, Pods, occupant, pod, process
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from gpumon.agent.attributor import LABELS_EVERY_SECONDS, Attributor
+from gpumon.agent.attribution.attributor import LABELS_EVERY_SECONDS, Attributor
+from gpumon.agent.attribution.holders import ALLOCATABLE_SECONDS, BELIEVED_SECONDS, Holders
 from gpumon.agent.counts import AttributionCounts, HoldersCounts
-from gpumon.agent.holders import ALLOCATABLE_SECONDS, BELIEVED_SECONDS, Holders
 from gpumon.agent.ports import USE, GpuUse, NodeInfo, Reading
 from tests.agent.doors import Times, Until
 from tests.agent.pods import GPU, OTHER_GPU, Kubelet, Pods, ProcessTable, holding, occupant, pod, process

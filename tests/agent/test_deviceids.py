@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpumon.agent.deviceids import Devices, KnownGpu, KnownInstance, Target, dialect
+from gpumon.agent.attribution.deviceids import Devices, KnownGpu, KnownInstance, Target, dialect
 
 WHOLE = "GPU-8f0c1d3e-0000-4abc-9def-000000000001"
 SPLIT = "GPU-8f0c1d3e-0000-4abc-9def-000000000002"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gpumon.agent.deviceids import Devices, KnownGpu, KnownInstance
-from gpumon.agent.holdings import Holder, Holdings, holdings
+from gpumon.agent.attribution.deviceids import Devices, KnownGpu, KnownInstance
+from gpumon.agent.attribution.holdings import Holder, Holdings, holdings
 from gpumon.agent.ports import ClaimedDevice, ContainerDevices
 from tests.agent.pods import GPU, MIG, OTHER_GPU, OTHER_MIG, Pods, holding, pod
 

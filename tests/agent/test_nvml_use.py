@@ -9,8 +9,8 @@ import pynvml
 import pytest
 
 from gpumon.agent.nvml import GROUPS
+from gpumon.agent.nvml.readings import ASK_AGAIN_AFTER_SECONDS
 from gpumon.agent.ports import GpuProcess, GpuUse
-from gpumon.agent.readings import ASK_AGAIN_AFTER_SECONDS
 from gpumon.errors import GpuLost, NvmlUnavailable
 from tests.agent.nvmlnode import Node, answering, simulated
 

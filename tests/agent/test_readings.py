@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpumon.agent.readings import ASK_AGAIN_AFTER_SECONDS, GpuReader, NoReading, Source, Verdict
+from gpumon.agent.nvml.readings import ASK_AGAIN_AFTER_SECONDS, GpuReader, NoReading, Source, Verdict
 from gpumon.errors import GpuLost, NvmlUnavailable
 
 SLOW_SECONDS = 30.0

@@ -13,7 +13,7 @@ import pytest
 
 from gpumon.agent.counts import SamplerCounts
 from gpumon.agent.ports import Reading
-from gpumon.agent.sampler import Sampler
+from gpumon.agent.sampling.sampler import Sampler
 from gpumon.errors import GpuLost, NvmlUnavailable
 from gpumon.model.sample import GpuSample
 from tests.agent.doors import PATIENCE_SECONDS, FakeLibrary, Hang, Times, Until, gpu

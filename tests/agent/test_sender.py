@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from gpumon.agent.counts import DeliveryCounts
-from gpumon.agent.delivery import LONGEST_DELAY_SECONDS, Delivery
 from gpumon.agent.ports import Batch, Outcome
-from gpumon.agent.sender import HttpSink
+from gpumon.agent.shipping.delivery import LONGEST_DELAY_SECONDS, Delivery
+from gpumon.agent.shipping.sender import HttpSink
 from gpumon.errors import SettingsError
 from tests.agent.doors import NOON, PATIENCE_SECONDS, Receiver, Times, Until, batch
 

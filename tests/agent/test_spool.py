@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpumon.agent import batchfiles
-from gpumon.agent.batcher import Batcher, agent_name
-from gpumon.agent.batchfiles import BatchFiles
 from gpumon.agent.counts import BatcherCounts, DeliveryCounts, SpoolCounts
-from gpumon.agent.delivery import Delivery
 from gpumon.agent.ports import Batch, Outcome
-from gpumon.agent.spool import Spool
-from gpumon.agent.spooldisk import SpoolDisk
+from gpumon.agent.shipping import batchfiles
+from gpumon.agent.shipping.batcher import Batcher, agent_name
+from gpumon.agent.shipping.batchfiles import BatchFiles
+from gpumon.agent.shipping.delivery import Delivery
+from gpumon.agent.shipping.spool import Spool
+from gpumon.agent.shipping.spooldisk import SpoolDisk
 from gpumon.tasks import Task
 from tests.agent.doors import NOON, PATIENCE_SECONDS, Times, Until, batch
 

@@ -22,20 +22,20 @@ from functools import partial
 from pathlib import Path
 
 from gpumon import __version__, clock
-from gpumon.agent.attributor import Attributor
-from gpumon.agent.batcher import Batcher, agent_name
-from gpumon.agent.batchfiles import BatchFiles
+from gpumon.agent.attribution.attributor import Attributor
 from gpumon.agent.cluster import Cluster
 from gpumon.agent.counts import SpoolCounts
-from gpumon.agent.delivery import Delivery
 from gpumon.agent.doctor import Doctor, LastSamples, LiveGpus, render_json
 from gpumon.agent.metrics import CONTENT_TYPE, AgentCounts, AgentMetrics
 from gpumon.agent.ports import USE, GpuLibrary, Reading
-from gpumon.agent.sampler import Sampler
-from gpumon.agent.sender import HttpSink
+from gpumon.agent.sampling.sampler import Sampler
 from gpumon.agent.settings import AgentSettings
-from gpumon.agent.spool import Spool
-from gpumon.agent.spooldisk import SpoolDisk
+from gpumon.agent.shipping.batcher import Batcher, agent_name
+from gpumon.agent.shipping.batchfiles import BatchFiles
+from gpumon.agent.shipping.delivery import Delivery
+from gpumon.agent.shipping.sender import HttpSink
+from gpumon.agent.shipping.spool import Spool
+from gpumon.agent.shipping.spooldisk import SpoolDisk
 from gpumon.agent.status import JSON, Health, Page, StatusServer
 from gpumon.agent.surroundings import Simulated, Surroundings
 from gpumon.errors import SettingsError

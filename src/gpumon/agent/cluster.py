@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpumon.agent.attribution.holders import Holders
 from gpumon.agent.counts import HoldersCounts
-from gpumon.agent.holders import Holders
 from gpumon.agent.kube import KubeDirectory, NoPodDirectory
 from gpumon.agent.podresources import KubeletPodResources
 from gpumon.agent.ports import PodDirectory, PodResources, Processes

@@ -1,10 +1,12 @@
-"""Whose the use of a GPU is; pure. Facts in, rows out: nothing here asks anybody or keeps anything.
+"""Whose the use of a GPU is.
 
-`users` tells whose the processes are, `rules` divides a GPU or MIG instance among holders and users, `energy`
-divides what it took, `attribute` puts the three together into what a sample says. The stage around it is
-`gpumon.agent.attributor`.
+attributor     the stage between sampler and batcher, which asks all the others
+holders        keeps up with the kubelet's answer
+holdings       pure: that answer, told in GPUs of this node; deviceids (every dialect of a device id)
+users          pure: whose the processes on a GPU are
+rules          pure: a GPU or MIG instance divided among holders and users
+energy         what a GPU took, and whose it is
+attribute      pure: all of it together, as a sample says it
+
+What is pure gets facts and gives rows: it asks nobody and keeps nothing.
 """
-
-from gpumon.agent.attribution.attribute import Facts, attribute
-
-__all__ = ["Facts", "attribute"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpumon.agent.attribution.energy import divide_energy
+from gpumon.agent.attribution.holdings import Holder
 from gpumon.agent.attribution.rules import Part, Use, divide
 from gpumon.agent.attribution.users import users_of
-from gpumon.agent.holdings import Holder
 from gpumon.agent.ports import GpuUse, MigInstance, Occupant, Pod, PodDirectory, Reading
 
 _SURENESS = ("equal-split", "process", "mig-instance", "exclusive", "unresolved", "allocation-only")

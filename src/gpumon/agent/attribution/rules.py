@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from gpumon.agent.attribution.holdings import Holder
 from gpumon.agent.attribution.users import User
-from gpumon.agent.holdings import Holder
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gpumon.agent.holdings import Holder
+from gpumon.agent.attribution.holdings import Holder
 from gpumon.agent.ports import GpuProcess, Occupant, Pod, PodDirectory
 
 _MIB = 2**20

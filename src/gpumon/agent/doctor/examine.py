@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpumon import __version__, clock
-from gpumon.agent.batcher import agent_name
+from gpumon.agent.attribution.holdings import Holdings
 from gpumon.agent.cluster import Cluster, names
 from gpumon.agent.doctor import gpuchecks, kubelet, pods, processes, server, spool
 from gpumon.agent.doctor.finding import BROKEN, NOT_NEEDED, Finding, Report, Site
@@ -28,10 +28,10 @@ from gpumon.agent.doctor.pods import NODE, POD_API, RESOURCE_SLICES
 from gpumon.agent.doctor.processes import CGROUPS, HOST_PID, MATCHING
 from gpumon.agent.doctor.server import AUTH, CLOCK, SERVER
 from gpumon.agent.doctor.spool import SPOOL
-from gpumon.agent.holdings import Holdings
 from gpumon.agent.ports import ClaimedDevice
-from gpumon.agent.serverprobe import Probe, address_of, probe
 from gpumon.agent.settings import AgentSettings
+from gpumon.agent.shipping.batcher import agent_name
+from gpumon.agent.shipping.serverprobe import Probe, address_of, probe
 from gpumon.agent.surroundings import Surroundings
 from gpumon.errors import GpumonError
 

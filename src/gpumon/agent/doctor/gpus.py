@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from gpumon import clock
-from gpumon.agent.attributor import known_gpu, processes_of
+from gpumon.agent.attribution.attributor import known_gpu, processes_of
+from gpumon.agent.attribution.deviceids import KnownGpu
 from gpumon.agent.counts import SamplerCounts
-from gpumon.agent.deviceids import KnownGpu
 from gpumon.agent.doctor.looks import Looks, NoLook
 from gpumon.agent.nvml import Nvml
 from gpumon.agent.ports import USE, Gpu, GpuLibrary, GpuProcess, GpuUse, Reading

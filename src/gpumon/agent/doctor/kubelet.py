@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpumon import clock
-from gpumon.agent.deviceids import Devices, dialect
+from gpumon.agent.attribution.deviceids import Devices, dialect
+from gpumon.agent.attribution.holdings import Holdings, holdings
 from gpumon.agent.doctor.finding import BROKEN, NOT_NEEDED, OK, Finding, Site, after, counted, some
 from gpumon.agent.doctor.gpuchecks import NVML
 from gpumon.agent.doctor.gpus import SeenGpus
-from gpumon.agent.holdings import Holdings, holdings
 from gpumon.agent.ports import ContainerDevices, PodDirectory, PodResources
 from gpumon.errors import KubeletUnavailable
 

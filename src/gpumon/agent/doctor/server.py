@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpumon import __version__
 from gpumon.agent.doctor.finding import BROKEN, OK, Finding, Site, after
-from gpumon.agent.serverprobe import Probe, Reply
+from gpumon.agent.shipping.serverprobe import Probe, Reply
 
 SERVER = "server"
 AUTH = "auth"

@@ -16,9 +16,9 @@ import pynvml
 
 from gpumon.agent.nvml import busy, fields, gpm, mig, processes
 from gpumon.agent.nvml.errors import meaning
+from gpumon.agent.nvml.readings import Source
 from gpumon.agent.nvml.use import Use
 from gpumon.agent.ports import Reading
-from gpumon.agent.readings import Source
 
 _MIB = 2**20
 

@@ -27,9 +27,9 @@ from gpumon.agent.nvml.errors import LIBRARY_GONE, meaning
 from gpumon.agent.nvml.events import XidWatch
 from gpumon.agent.nvml.handles import address, handle_of, identified, if_any
 from gpumon.agent.nvml.load import initialise
+from gpumon.agent.nvml.readings import GpuReader, NoReading, Support, Verdict
 from gpumon.agent.nvml.use import Use
 from gpumon.agent.ports import USE, Gpu, GpuUse, Reading
-from gpumon.agent.readings import GpuReader, NoReading, Support, Verdict
 from gpumon.clock import Monotonic, Now
 from gpumon.errors import GpuLost, NvmlUnavailable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pynvml
 
-from gpumon.agent.readings import NoReading, Verdict
+from gpumon.agent.nvml.readings import NoReading, Verdict
 from gpumon.errors import GpuLost, NvmlUnavailable
 
 LIBRARY_GONE = frozenset(

@@ -15,8 +15,8 @@ from typing import Any
 import pynvml
 
 from gpumon.agent.nvml.errors import GPU_GONE, LIBRARY_GONE, verdict
+from gpumon.agent.nvml.readings import Verdict
 from gpumon.agent.ports import Reading
-from gpumon.agent.readings import Verdict
 
 NAME = "nvmlDeviceGetFieldValues"
 ALL_LINKS = 0xFFFFFFFF

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import pynvml
 
 from gpumon.agent.nvml.errors import LIBRARY_GONE, verdict
+from gpumon.agent.nvml.readings import Verdict
 from gpumon.agent.ports import Gpu
-from gpumon.agent.readings import Verdict
 
 _NO_UUID = "no-uuid-"
 """With the index after it, stands for the identity of a GPU whose library gives no UUID."""

@@ -19,8 +19,8 @@ from gpumon.agent.nvml.errors import meaning
 from gpumon.agent.nvml.gpm import Gpm
 from gpumon.agent.nvml.handles import address
 from gpumon.agent.nvml.processes import MPS, ProcessLists
+from gpumon.agent.nvml.readings import NoReading, Refusals, Verdict
 from gpumon.agent.ports import MigInstance
-from gpumon.agent.readings import NoReading, Refusals, Verdict
 
 MODE = "nvmlDeviceGetMigMode"
 _PROCESSES = "processes of instances"

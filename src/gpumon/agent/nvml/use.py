@@ -17,9 +17,9 @@ import pynvml
 from gpumon.agent.nvml.errors import meaning
 from gpumon.agent.nvml.mig import MigInstances
 from gpumon.agent.nvml.processes import ProcessLists
+from gpumon.agent.nvml.readings import NoReading, Refusals
 from gpumon.agent.nvml.utilization import Row, Utilization
 from gpumon.agent.ports import GpuProcess, GpuUse, MigInstance, Reading
-from gpumon.agent.readings import NoReading, Refusals
 from gpumon.clock import Monotonic, Now
 
 _LIST_MISSING = "a process list that has answered before does not answer"

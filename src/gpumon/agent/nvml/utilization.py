@@ -15,7 +15,7 @@ import pynvml
 
 from gpumon.agent.nvml.errors import meaning
 from gpumon.agent.nvml.lastseen import LastSeen
-from gpumon.agent.readings import NoReading, Refusals
+from gpumon.agent.nvml.readings import NoReading, Refusals
 from gpumon.clock import Monotonic, Now
 
 NEW = "nvmlDeviceGetProcessesUtilizationInfo"

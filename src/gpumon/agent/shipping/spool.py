@@ -22,10 +22,10 @@ from collections import deque
 from dataclasses import dataclass
 
 from gpumon import clock
-from gpumon.agent.batchfiles import StoredBatch, file_name
 from gpumon.agent.counts import SpoolCounts
 from gpumon.agent.ports import Batch
-from gpumon.agent.spooldisk import SpoolDisk
+from gpumon.agent.shipping.batchfiles import StoredBatch, file_name
+from gpumon.agent.shipping.spooldisk import SpoolDisk
 from gpumon.clock import Monotonic
 from gpumon.logs import Trouble
 

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 
 from gpumon.agent.counts import SamplerCounts
-from gpumon.agent.gpuworker import Answer, GpuWorker
-from gpumon.agent.opening import Opening
 from gpumon.agent.ports import Gpu, GpuLibrary
+from gpumon.agent.sampling.gpuworker import Answer, GpuWorker
+from gpumon.agent.sampling.opening import Opening
 from gpumon.clock import Monotonic
 from gpumon.errors import NvmlUnavailable
 from gpumon.logs import Trouble

@@ -11,9 +11,9 @@ import errno
 import logging
 
 from gpumon import clock
-from gpumon.agent.batchfiles import FIRST_LINE_BYTES, BatchFiles, StoredBatch, Torn
 from gpumon.agent.counts import SpoolCounts
 from gpumon.agent.ports import Batch
+from gpumon.agent.shipping.batchfiles import FIRST_LINE_BYTES, BatchFiles, StoredBatch, Torn
 from gpumon.clock import Monotonic
 from gpumon.logs import Trouble
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gpumon import clock
-from gpumon.agent.attribution import Facts, attribute
+from gpumon.agent.attribution.attribute import Facts, attribute
+from gpumon.agent.attribution.deviceids import KnownGpu, KnownInstance
 from gpumon.agent.attribution.energy import EnergyMeter
+from gpumon.agent.attribution.holders import Holders
+from gpumon.agent.attribution.holdings import Holder
 from gpumon.agent.counts import AttributionCounts
-from gpumon.agent.deviceids import KnownGpu, KnownInstance
-from gpumon.agent.holders import Holders
-from gpumon.agent.holdings import Holder
 from gpumon.agent.ports import USE, GpuProcess, GpuUse, Occupant, PodDirectory, Processes, Reading
 from gpumon.clock import Monotonic
 

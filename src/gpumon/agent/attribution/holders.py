@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gpumon import clock
+from gpumon.agent.attribution.deviceids import Devices, KnownGpu
+from gpumon.agent.attribution.holdings import Holdings, holdings
 from gpumon.agent.counts import HoldersCounts
-from gpumon.agent.deviceids import Devices, KnownGpu
-from gpumon.agent.holdings import Holdings, holdings
 from gpumon.agent.ports import ContainerDevices, PodDirectory, PodResources
 from gpumon.clock import Monotonic
 from gpumon.errors import KubeletUnavailable

@@ -26,9 +26,9 @@ from queue import Empty
 
 from gpumon import clock
 from gpumon.agent.counts import SamplerCounts
-from gpumon.agent.gpuset import GpuSet
-from gpumon.agent.gpuworker import Answer, GpuWorker
 from gpumon.agent.ports import GpuLibrary, Reading
+from gpumon.agent.sampling.gpuset import GpuSet
+from gpumon.agent.sampling.gpuworker import Answer, GpuWorker
 from gpumon.clock import Monotonic, Now
 from gpumon.errors import GpuLost, NvmlUnavailable
 

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from gpumon import clock
-from gpumon.agent.sender import ANSWER_BYTES, SHOWN, checked_url, open_client, reason_of
+from gpumon.agent.shipping.sender import ANSWER_BYTES, SHOWN, checked_url, open_client, reason_of
 from gpumon.clock import Monotonic, Now
 
 TIMEOUT_SECONDS = 4.0

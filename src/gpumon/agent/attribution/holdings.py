@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from gpumon.agent.deviceids import Devices, Target, dialect
+from gpumon.agent.attribution.deviceids import Devices, Target, dialect
 from gpumon.agent.ports import ContainerDevices, Pod, PodDirectory
 
 
