@@ -1,6 +1,6 @@
 """Logging of the server and the agent: one event, one line, on standard error and in a rotated file.
 
-    2026-11-24T17:33:23.123Z WARNING gpumon.agent.delivery delivery_failing reason='connection refused'
+    2026-11-24T17:33:23.123Z WARNING gpumon.agent.shipping.delivery delivery_failing reason='connection refused'
 
 A log file that can't be written is no reason to stop measuring: the console says so, and what to do, and
 takes its place. What `set_up` does to the process's loggers, `Logs.close` undoes. `Trouble` is how the rest
