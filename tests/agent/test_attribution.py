@@ -170,6 +170,34 @@ def test_a_pod_whose_name_is_not_known_is_the_one_holder_that_is_left() -> None:
     assert "pod" not in only[0]
 
 
+def test_a_holder_that_the_api_knows_is_not_taken_for_a_stranger_it_does_not_know() -> None:
+    found = attributed(80, (WHOLE,), (process(1, 80),), {1: occupant("x")})["pods"]
+    by_uid = {row.get("pod_uid"): (row.get("pod"), row["held"], row["utilization"]) for row in found}
+    assert by_uid == {"uid-x": (None, False, 80), "uid-a": ("a", True, 0.0)}
+
+
+def test_an_init_container_works_on_what_its_pod_holds() -> None:
+    warm = Pods(pod("a", containers={"cid-a": "main", "init": "warmup"}))
+    (row,) = attributed(80, (WHOLE,), (process(1, 80),), {1: occupant("a", "init")}, pods=warm)["pods"]
+    assert (row["container"], row["held"], row["method"]) == ("main", True, "exclusive")
+
+
+def test_a_holder_does_not_shift_its_use_to_others_by_a_name() -> None:
+    named = Occupant("pod", "uid-b", "cid-b", "nvidia-cuda-mps")
+    found = rows(attributed(80, (A, B), (process(1, 80),), {1: named}))
+    assert (found["a"]["utilization"], found["b"]["utilization"]) == (0.0, 80)
+
+
+def test_a_pod_that_holds_as_a_whole_holds_once_however_many_containers_work() -> None:
+    two = Pods(pod("a", containers={"c1": "train", "c2": "serve"}, container_names=("train", "serve")), pod("b"))
+    holders = (Holder("ml", "a", "", 0.5), B)
+    table = {1: occupant("a", "c1"), 2: occupant("a", "c2"), 3: occupant("b")}
+    found = attributed(80, holders, (process(1, 30), process(2, 20), process(3, 30)), table, pods=two)["pods"]
+    assert {(row["pod"], row["container"]): row["gpu_share"] for row in found} == {
+        ("a", "train"): 0.25, ("a", "serve"): 0.25, ("b", "main"): 0.5,
+    }  # fmt: skip
+
+
 def test_an_mps_server_that_stands_for_its_clients_is_split_among_the_holders() -> None:
     server = Occupant("pod", "uid-mps", None, "nvidia-cuda-mps")
     found = rows(attributed(80, (A, B), (process(1, 80, 600),), {1: server}))

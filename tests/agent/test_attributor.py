@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
+
 from gpumon.agent.attribution.attributor import LABELS_EVERY_SECONDS, Attributor
 from gpumon.agent.attribution.holders import ALLOCATABLE_SECONDS, BELIEVED_SECONDS, Holders
 from gpumon.agent.counts import AttributionCounts, HoldersCounts
-from gpumon.agent.ports import USE, GpuUse, NodeInfo, Reading
+from gpumon.agent.ports import USE, GpuUse, MigInstance, NodeInfo, Reading
+from gpumon.errors import KubeletUnavailable
 from tests.agent.doors import Times, Until
-from tests.agent.pods import GPU, OTHER_GPU, Kubelet, Pods, ProcessTable, holding, occupant, pod, process
+from tests.agent.pods import GPU, MIG, OTHER_GPU, Kubelet, Pods, ProcessTable, holding, occupant, pod, process
 
 INTERVAL = 5.0
 
@@ -89,6 +92,54 @@ def test_a_pod_that_finishes_holds_nothing_from_then_on_whatever_the_kubelet_lis
     node.pods.pods[0] = pod("a", finished=True)
     node.pods.version += 1
     assert node.sample()["holder_count"] == 0
+
+
+def test_a_bug_in_attribution_costs_the_pods_and_not_the_sample(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node(Kubelet(holding("a", GPU)))
+    node.table.table = None  # type: ignore[assignment]
+    found = node.sample(process(1, 80))
+    assert found["utilization_gpu"] == 80 and "pods" not in found
+    assert (node.counts.failures, found["attribution_note"]) == (1, "attribution failed, see the agent's log")
+    assert "attribution failed" in caplog.text
+    node.table.table = {}
+    assert "pods" in node.sample()
+
+
+def test_a_pod_that_has_finished_and_still_ends_is_not_accused() -> None:
+    node = Node(Kubelet(holding("a", GPU)), pods=Pods(pod("a", finished=True)))
+    node.ask()
+    node.times.seconds += 10
+    node.ask()
+    (row,) = node.sample(process(1, 80))["pods"]
+    assert (row["pod"], row.get("held")) == ("a", None)
+
+
+def test_a_gpu_that_takes_anothers_place_has_its_minor_number() -> None:
+    node = Node(Kubelet(holding("a", "nvidia0")))
+    node.ask()
+    assert node.sample()["holder_count"] == 1
+    assert node.sample(gpu_uuid=OTHER_GPU)["holder_count"] == 1
+
+
+def test_instances_that_can_not_be_listed_for_a_moment_keep_their_holders() -> None:
+    node = Node(Kubelet(holding("a", MIG)))
+    node.ask()
+    mig = GpuUse((), (MigInstance(MIG, 1, 0, 3 / 7, processes=()),), minor_number=0)
+    assert node.sample(**{USE: mig})["holder_count"] == 1
+    unread = node.sample(**{USE: GpuUse(None, why_not="Unknown Error", minor_number=0)})
+    assert (unread["holder_count"], unread["pods"][0]["pod"]) == (1, "a")
+
+
+def test_what_could_be_held_may_be_unknown_without_holders_being_so() -> None:
+    kubelet = Kubelet(holding("a", GPU))
+
+    def refuse() -> None:
+        raise KubeletUnavailable("the kubelet refuses")
+
+    kubelet.list_allocatable = refuse  # type: ignore[method-assign, assignment]
+    node = Node(kubelet)
+    node.ask()
+    assert node.sample()["holder_count"] == 1
 
 
 def test_a_lost_gpu_is_attributed_to_nobody_and_its_counter_is_forgotten() -> None:

@@ -75,6 +75,18 @@ def test_an_id_that_must_be_a_gpu_and_is_none_of_this_node_is_reported() -> None
     assert held(holding("a", "GPU-elsewhere")).unknown == {"nvidia.com/gpu": ("GPU-elsewhere",)}
 
 
+def test_what_is_held_and_can_not_be_told_makes_no_gpu_free() -> None:
+    claimed = ContainerDevices("ml", "b", "main", {}, (ClaimedDevice("gpu.nvidia.com", "node-1", "gpu-0"),))
+    for unclear in (claimed, holding("b", "MIG-5a1cf0b2-0000-4000-8000-0000000000ff"), holding("b", "nvidia9")):
+        found = held(holding("a", GPU), unclear)
+        assert found.of(GPU) == (Holder("ml", "a", "main", 1.0),)
+        assert found.of(OTHER_GPU) is None
+    elsewhere = held(holding("a", GPU), holding("b", "GPU-5a1cf0b2-0000-4000-8000-0000000000ff"))
+    assert elsewhere.of(OTHER_GPU) == (), "it names a GPU, and that is none of these"
+    other_driver = ContainerDevices("ml", "b", "main", {}, (ClaimedDevice("nic.example.com", "node-1", "n0"),))
+    assert held(other_driver).of(OTHER_GPU) == ()
+
+
 def test_gke_ids_go_by_the_minor_number() -> None:
     assert shares(held(holding("a", "nvidia0")), GPU) == {"a": 1.0}
     assert held(holding("a", "nvidia3/gi2")).by_gpu[OTHER_GPU][0].mig_uuid == OTHER_MIG
@@ -83,6 +95,8 @@ def test_gke_ids_go_by_the_minor_number() -> None:
 def test_hamis_annotation_is_believed_more_than_its_device_ids() -> None:
     pods = Pods(pod("a", container_names=("side", "main"), hami_gpus=((), (OTHER_GPU,))))
     found = held(holding("a", f"{GPU}::4"), pods=pods)
+    lost = Pods(pod("a", hami_gpus=(("GPU-elsewhere",),)))
+    assert shares(held(holding("a", f"{GPU}::4"), pods=lost)) == {"a": 1.0}, "what names no GPU is not believed"
     assert (shares(found, GPU), shares(found, OTHER_GPU)) == ({}, {"a": 1.0})
 
 

@@ -37,7 +37,7 @@ def test_eight_h100_with_processes_take_at_most_eighty_calls_a_second(nodes: Any
 
 
 def test_a_second_between_slow_readings_takes_seven_calls_on_an_idle_h100(nodes: Any) -> None:
-    node = nodes().open()
+    node = nodes("model = 'h100-sxm'\nutilization = 0").open()
     node.read()
     node.read()
     calls = node.calls_of(node.read)

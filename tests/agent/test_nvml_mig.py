@@ -104,7 +104,9 @@ def test_between_slow_readings_an_instance_takes_four_calls_on_hopper_and_the_gp
     calls = split.calls_of(split.use)
     assert calls[COMPUTE] == 2
     assert calls["nvmlGpmMigSampleGet"] == 2
-    assert calls.total() == of_whole - 1 - 2 + 2 * 4  # the GPU's list and its utilisation fall away
+    assert (
+        calls.total() == of_whole - 1 - 3 + 2 * 4
+    )  # the GPU's list, its utilisation and its processes' fall away
 
 
 def test_instances_are_listed_slowly_and_a_new_one_then_appears(nodes: Callable[..., Node]) -> None:
@@ -331,3 +333,13 @@ def test_closing_frees_the_samples_of_instances(nodes: Callable[..., Node]) -> N
     node.nvml.close()
     calls = node.fake.calls
     assert calls["nvmlGpmSampleAlloc"] == calls["nvmlGpmSampleFree"] == 6
+
+
+def test_a_gpu_whose_instances_can_not_be_listed_is_split_all_the_same(nodes: Callable[..., Node]) -> None:
+    node = nodes(A100 + process(7, 0)).open()
+    node.fake.fail(HANDLE, "NoPermission")
+    use = node.use()
+    assert use.processes is None and use.mig is None
+    assert "instances could not be looked up" in use.why_not
+    node.fake.clear_faults()
+    assert len(instances(node.use(after=31))) == 2

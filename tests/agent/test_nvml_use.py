@@ -318,7 +318,8 @@ def test_a_gpu_that_is_lost_while_its_use_is_read_starts_anew(nodes: Callable[..
     assert sm(node.use()) == {7: 40.0}
 
 
-def test_use_is_asked_only_for_a_gpu_that_has_processes(nodes: Callable[..., Node]) -> None:
-    node = nodes("model = 'l4'\ncount = 2\nutilization = 50" + process(7, "gpu = 1")).open()
-    calls: Sequence[int] = [node.calls_of(lambda gpu=gpu: node.use(gpu))[NEW] for gpu in (0, 1)]
-    assert calls == [0, 1]
+def test_use_is_asked_only_for_a_gpu_that_has_processes_or_worked(nodes: Callable[..., Node]) -> None:
+    idle, busy = "model = 'l4'\nutilization = 0", "\n[[node.gpus]]\nmodel = 'l4'\nutilization = 50"
+    node = nodes(idle + "\ncount = 2" + busy + process(7, "gpu = 1")).open()
+    calls: Sequence[int] = [node.calls_of(lambda gpu=gpu: node.use(gpu))[NEW] for gpu in (0, 1, 2)]
+    assert calls == [0, 1, 1]

@@ -6,6 +6,7 @@ cluster each may be missing or broken, and the samples say so. A simulated node 
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ class Cluster:
         if self._fake is not None:
             return self._fake
         wanted = self._settings.kubernetes
-        if not self._surroundings.kubernetes or not wanted.kubelet_socket:
+        if not self._surroundings.kubernetes or not wanted.kubelet_socket or not hasattr(socket, "AF_UNIX"):
             return None
         return KubeletPodResources(Path(wanted.kubelet_socket), timeout_seconds=wanted.kubelet_timeout)
 

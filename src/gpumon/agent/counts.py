@@ -52,10 +52,12 @@ class HoldersCounts:
 
 @dataclass(slots=True)
 class AttributionCounts:
-    """Written by the sampler's thread: rows by method, and how many of them used a GPU that was not theirs."""
+    """Written by the sampler's thread: rows by method, how many of them used a GPU that was not theirs, and
+    samples that could not be attributed for a bug."""
 
     rows: dict[str, int] = field(default_factory=dict)
     conflicts: int = 0
+    failures: int = 0
 
 
 @dataclass(slots=True)

@@ -79,6 +79,11 @@ _NUMBERS = (
         "Rows of samples in which a GPU is used by somebody who was not given it.",
         lambda all_: all_.attribution.conflicts,
     ),
+    _Number(
+        "gpumon_agent_attribution_failures",
+        "Samples that went out without their pods for a bug.",
+        lambda all_: all_.attribution.failures,
+    ),
     _Number("gpumon_agent_batches_sent", "Batches delivered.", lambda all_: all_.delivery.batches),
     _Number("gpumon_agent_samples_sent", "Samples delivered.", lambda all_: all_.delivery.samples),
     _Number("gpumon_agent_sent_bytes", "Bodies sent, as compressed.", lambda all_: all_.delivery.sent_bytes),

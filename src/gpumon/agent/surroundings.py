@@ -31,13 +31,22 @@ class Surroundings:
         node = environ.get("NODE_NAME", "").strip() or None
         wanted = settings.kubernetes
         in_pod = "KUBERNETES_SERVICE_HOST" in environ
-        on_node = bool(wanted.kubelet_socket) and Path(wanted.kubelet_socket).parent.is_dir()
+        on_node = bool(wanted.kubelet_socket) and _is_there(Path(wanted.kubelet_socket).parent)
+        told = bool(wanted.kubeconfig) or wanted.pod_metadata == "on"
         return cls(
             settings.authentication.client_name or node or socket.gethostname(),
             node,
             in_pod,
-            in_pod or on_node or bool(wanted.kubeconfig),
+            in_pod or on_node or told,
         )
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether there is such a folder, be it one that may not be looked into."""
+    try:
+        return folder.is_dir()
+    except PermissionError:
+        return True
 
 
 @dataclass(frozen=True, slots=True)

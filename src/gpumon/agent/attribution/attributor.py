@@ -12,18 +12,22 @@ nothing is known of the GPU, its use included.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpumon import clock
 from gpumon.agent.attribution.attribute import Facts, attribute
 from gpumon.agent.attribution.deviceids import KnownGpu, KnownInstance
 from gpumon.agent.attribution.energy import EnergyMeter
-from gpumon.agent.attribution.holders import Holders
+from gpumon.agent.attribution.holders import Holders, Told
 from gpumon.agent.attribution.holdings import Holder
 from gpumon.agent.counts import AttributionCounts
 from gpumon.agent.ports import USE, GpuProcess, GpuUse, Occupant, PodDirectory, Processes, Reading
 from gpumon.clock import Monotonic
+from gpumon.logs import Trouble
+
+log = logging.getLogger(__name__)
 
 LABELS_EVERY_SECONDS = 300.0
 """Labels change seldom and the server remembers them: each is sent when it is new, and now and then again, so that
@@ -42,9 +46,6 @@ class _OfGpu:
 
 
 class Attributor:
-    """`take` each sample; `emit` gets it with `pods`. `holders` None: not in Kubernetes, so nobody holds
-    anything."""
-
     def __init__(
         self,
         emit: Callable[[Reading], None],
@@ -69,6 +70,7 @@ class Attributor:
         self._monotonic = monotonic
         self._gpus: dict[str, _OfGpu] = {}
         self._pods_version = -1
+        self._trouble = Trouble(log, "attribution", monotonic=monotonic)
         self._labels_sent: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     def take(self, sample: Reading) -> None:
@@ -86,14 +88,21 @@ class Attributor:
         if gpu is None:
             gpu = _OfGpu(EnergyMeter(self._rest_watts), KnownGpu(sample["gpu_uuid"], None))
             self._gpus[sample["gpu_uuid"]] = gpu
-        self._note_gpu(gpu, use)
-        sample.update(attribute(sample, self._facts(sample, gpu, use)))
-        self._count(sample["pods"])
-        self._add_labels(sample)
+        try:
+            self._note_gpu(gpu, use)
+            sample.update(attribute(sample, self._facts(sample, gpu, use)))
+            self._count(sample["pods"])
+            self._add_labels(sample)
+            self._trouble.ended()
+        except Exception as error:  # the GPU's own readings are worth having, and the other GPUs' samples, too
+            self._counts.failures += 1
+            self._trouble.occurred(f"attribution failed: {error!r}", do="report this as a bug of gpumon")
+            sample["attribution_note"] = "attribution failed, see the agent's log"
         self._emit(sample)
 
     def _facts(self, sample: Reading, gpu: _OfGpu, use: GpuUse | None) -> Facts:
-        holders = self._holders_of(gpu)
+        told = self._holders.told if self._holders is not None else None
+        holders = self._holders_of(gpu, told)
         trouble = self._processes.trouble
         pids = [] if trouble else [process.pid for process in processes_of(use)]
         occupants = self._processes.occupants(pids) if pids else {}
@@ -106,39 +115,50 @@ class Attributor:
             energy_mj=gpu.meter.interval_mj(sample),
             rest_mj=gpu.meter.rest_mj(sample),
             rest_to_holders=self._rest_to_holders,
-            unsettled=self._unsettled(gpu, holders, occupants),
+            unsettled=self._unsettled(gpu, holders, told, occupants),
         )
 
-    def _holders_of(self, gpu: _OfGpu) -> tuple[Holder, ...] | None:
+    def _holders_of(self, gpu: _OfGpu, told: Told | None) -> tuple[Holder, ...] | None:
         if self._holders is None:
             return None if self._in_kubernetes else ()
-        found = self._holders.holdings(tuple(of.known for of in self._gpus.values()))
-        return None if found is None else found.by_gpu.get(gpu.known.uuid, ())
+        if told is None:
+            return None
+        return self._holders.holdings(told, tuple(of.known for of in self._gpus.values())).of(gpu.known.uuid)
 
     def _unsettled(
-        self, gpu: _OfGpu, holders: tuple[Holder, ...] | None, occupants: Mapping[int, Occupant]
+        self,
+        gpu: _OfGpu,
+        holders: tuple[Holder, ...] | None,
+        told: Told | None,
+        occupants: Mapping[int, Occupant],
     ) -> set[str]:
         """The pods on the GPU that hold nothing of it, as far as is known, and have come after the kubelet was
-        asked: whether they were given it is not known yet. Has the kubelet asked when one is new."""
-        told = self._holders.told if self._holders is not None else None
+        asked: whether they were given it is not known yet. Has the kubelet asked when one is new. A pod that has
+        finished and whose processes are still ending was given it, too."""
         if self._holders is None or holders is None or told is None:
             return set()
         held = {(holder.namespace, holder.pod) for holder in holders}
-        strangers = set()
+        strangers, ending = set(), set()
         for occupant in occupants.values():
             pod = self._pods.by_uid(occupant.pod_uid) if occupant.pod_uid else None
             if occupant.pod_uid and (pod is None or (pod.namespace, pod.name) not in held):
                 strangers.add(pod.uid if pod is not None else occupant.pod_uid)
+                if pod is not None and pod.finished:
+                    ending.add(pod.uid)
         now = self._monotonic()
         if strangers - gpu.appeared.keys():
             self._holders.ask_soon()
         gpu.appeared = {uid: gpu.appeared.get(uid, now) for uid in strangers}
-        return {uid for uid, at in gpu.appeared.items() if at >= told.asked_at}
+        return ending | {uid for uid, at in gpu.appeared.items() if at >= told.asked_at}
 
     def _note_gpu(self, gpu: _OfGpu, use: GpuUse | None) -> None:
         """Takes note of how the GPU is split. Has the kubelet asked when pods have changed."""
         if use is not None:
-            gpu.known = known_gpu(gpu.known.uuid, use)
+            known = known_gpu(gpu.known.uuid, use)
+            unread = use.mig is None and use.processes is None
+            gpu.known = replace(known, instances=gpu.known.instances) if unread else known
+            for other in [of for of in self._gpus.values() if of is not gpu and of.known.has_place_of(gpu.known)]:
+                del self._gpus[other.known.uuid]  # it was replaced: its minor number names this one now
         if self._holders is None:
             return
         version = self._pods.version

@@ -47,6 +47,10 @@ class KnownGpu:
     minor_number: int | None
     instances: tuple[KnownInstance, ...] = ()
 
+    def has_place_of(self, other: KnownGpu) -> bool:
+        """Whether both have one minor number, as a GPU and the one that took its place."""
+        return self.minor_number is not None and self.minor_number == other.minor_number
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -4,8 +4,8 @@ The kubelet has no way to say that something changed, so it is asked every `inte
 there is reason to: a pod of this node changed, a process appeared that no known holder explains.
 Never more than once a second: its API allows 100 calls a second for all clients of the node together.
 
-What it said last is believed for a minute after it has fallen silent, since a kubelet that restarts keeps its
-pods. After that nobody knows who holds what: that is None, and not "nobody".
+What it said last is believed for an interval and a minute, since a kubelet that restarts keeps its pods. After
+that nobody knows who holds what: that is None, and not "nobody".
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from gpumon.logs import Trouble
 log = logging.getLogger(__name__)
 
 BELIEVED_SECONDS = 60.0
+RETRY_SECONDS = 10.0
+"""A kubelet that did not answer is asked again so soon, however long the interval."""
 PAUSE_SECONDS = 1.0
 ALLOCATABLE_SECONDS = 60.0
 """How often it is asked what there is to hold: that changes when a device plugin starts or a GPU breaks."""
@@ -78,14 +80,11 @@ class Holders:
             return None
         return told
 
-    def holdings(self, gpus: tuple[KnownGpu, ...]) -> Holdings | None:
-        """Who holds these GPUs, by the newest answer and by what is known of pods now; None where nobody knows."""
-        told = self.told
-        if told is None:
-            return None
+    def holdings(self, told: Told, gpus: tuple[KnownGpu, ...]) -> Holdings:
+        """Who holds these GPUs, by what the kubelet told and by what is known of pods now."""
         origin = (told, gpus, self._pods.version)
         before = self._derived_from
-        if before is None or before[0] is not told or before[1:] != origin[1:]:
+        if before is None or before[0] is not told or before[1:] != origin[1:] or self._holdings.incomplete:
             self._holdings = holdings(
                 told.containers, told.allocatable, Devices(gpus), self._pods, self._resource_names
             )
@@ -102,7 +101,10 @@ class Holders:
             self._wanted.clear()
             self.refresh()
             if not stop.wait(PAUSE_SECONDS):
-                self._wanted.wait(self._interval - PAUSE_SECONDS)
+                failed = self._counts.trouble is not None
+                self._wanted.wait(
+                    (min(self._interval, RETRY_SECONDS) if failed else self._interval) - PAUSE_SECONDS
+                )
         self._kubelet.close()
 
     def wake(self) -> None:
@@ -130,8 +132,12 @@ class Holders:
         return self._kubelet.list_containers()
 
     def _what_there_is(self, now: float) -> Mapping[str, frozenset[str]] | None:
+        """What could be held, as it was said last: without it holders are known all the same."""
         if now >= self._allocatable_due:
             self._counts.calls += 1
-            self._allocatable = self._kubelet.list_allocatable()
             self._allocatable_due = now + ALLOCATABLE_SECONDS
+            try:
+                self._allocatable = self._kubelet.list_allocatable()
+            except KubeletUnavailable as error:
+                log.warning("kubelet_allocatable_unknown reason=%r", str(error))
         return self._allocatable

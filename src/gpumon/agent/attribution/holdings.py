@@ -36,13 +36,26 @@ class Holder:
 @dataclass(frozen=True, slots=True)
 class Holdings:
     """The holders of each GPU by UUID; a GPU that nobody holds is left out. `unknown` are device ids, by resource,
-    that count as GPUs but are none of this node; `resources` and `dialects` are what was seen, for `doctor`."""
+    that count as GPUs but are none of this node; `resources` and `dialects` are what was seen, for `doctor`.
+    `incomplete`: something is held that may be a GPU of this node, and it can't be told which."""
 
     by_gpu: Mapping[str, tuple[Holder, ...]] = field(default_factory=dict)
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resources: Mapping[str, int] = field(default_factory=dict)
     dialects: Mapping[str, int] = field(default_factory=dict)
+    incomplete: bool = False
 
+    def of(self, gpu_uuid: str) -> tuple[Holder, ...] | None:
+        """The holders of a GPU; None where it has none that is known, and may have one that is not."""
+        holders = self.by_gpu.get(gpu_uuid, ())
+        return None if self.incomplete and not holders else holders
+
+
+GPU_DRIVER = "gpu.nvidia.com"
+"""The driver whose claims (DRA) are of GPUs."""
+
+_OF_ANOTHER_NODE = ("uuid", "uuid-replica")
+"""Dialects in which an id that is none of this node's GPUs can be none of them."""
 
 Place = tuple[str, str, str]
 """(namespace, pod, container)."""
@@ -63,17 +76,20 @@ def holdings(
     unknown: dict[str, set[str]] = defaultdict(set)
     resources: Counter[str] = Counter()
     dialects: Counter[str] = Counter()
+    incomplete = False
     for container in containers:
         pod = pods.by_name(container.namespace, container.pod)
         if pod is not None and pod.finished:
             continue
         place = (container.namespace, container.pod, container.container)
-        told = _hami_gpus(container, pod)
+        told = [target for target in map(devices.resolve, _hami_gpus(container, pod)) if target is not None]
+        incomplete |= any(of.driver == GPU_DRIVER and pods.claimed_uuid(of) is None for of in container.claimed)
         for resource, device_id in _ids(container, pods):
             target = devices.resolve(device_id)
             if target is None:
                 if any(fnmatchcase(resource, glob) for glob in resource_names):
                     unknown[resource].add(device_id)
+                    incomplete |= dialect(device_id) not in _OF_ANOTHER_NODE
                 continue
             resources[resource] += 1
             dialects[dialect(device_id) or "other"] += 1
@@ -82,10 +98,8 @@ def holdings(
                 held[target][place] += 1
             if pod is not None and pod.reserves and pod.gpu_group is not None:
                 shared_out[target] = _fractions(pods.in_gpu_group(pod.gpu_group))
-        for uuid in told:
-            target = devices.resolve(uuid)
-            if target is not None:
-                held[target][place] += 1
+        for target in told:
+            held[target][place] += 1
     by_gpu: dict[str, list[Holder]] = defaultdict(list)
     for target, places in held.items():
         shares = shared_out.get(target) or _shares(places, len(replicas[target]))
@@ -95,6 +109,7 @@ def holdings(
         {resource: tuple(sorted(ids)) for resource, ids in unknown.items()},
         dict(resources),
         dict(dialects),
+        incomplete,
     )
 
 

@@ -84,7 +84,7 @@ def _only(part: Part, holder: Holder, users: Sequence[User]) -> Use:
         utilization=0.0 if idle and part.busy_percent is None else part.busy_percent,
         memory_mib=sum(size or 0.0 for size in sizes) if known else part.memory_mib,
         processes=sum(user.processes for user in users),
-        pod_uid=next((user.pod_uid for user in users if user.pod_uid), None),
+        pod_uid=next((user.pod_uid for user in users if user.pod_uid and user.is_held_by(holder)), None),
     )
 
 
@@ -100,7 +100,8 @@ def _shared(part: Part, holders: Sequence[Holder], users: Sequence[User]) -> lis
             pooled.append((user, utilization))
             continue
         of = "unresolved" if user.kind == "unresolved" else method
-        rows.append(_used(part, user, own[id(user)], of, utilization))
+        sharers = sum(holder is own[id(user)] for holder in own.values())
+        rows.append(_used(part, user, own[id(user)], of, utilization, sharers))
     if pooled:
         rows += _pool(pooled, silent)
     else:
@@ -138,15 +139,19 @@ def _has_clients(users: Sequence[User]) -> bool:
     return any(user.kind != "mps-server" for user in users)
 
 
-def _used(part: Part, user: User, holder: Holder | None, method: str, utilization: float | None) -> Use:
+def _used(
+    part: Part, user: User, holder: Holder | None, method: str, utilization: float | None, sharers: int
+) -> Use:
+    """A user's row. What a holder holds is divided among the `sharers` that are it, as the containers of a pod
+    that holds as a whole; an MPS server works for the holders, so it was given the GPU with them."""
     held: bool | None = True
     if holder is None:
-        asked = part.holders is not None and user.kind != "unresolved" and user.pod_uid not in part.unsettled
-        held = False if asked else None
+        told = part.holders is not None and user.kind not in {"unresolved", "mps-server"}
+        held = False if told and user.pod_uid not in part.unsettled else None
     return Use(
         method,
         held,
-        share=None if holder is None else holder.share,
+        share=None if holder is None else holder.share / sharers,
         utilization=utilization,
         memory_mib=user.memory_mib,
         processes=user.processes,
@@ -196,6 +201,7 @@ def _sum(one: Use, other: Use) -> Use:
     processes = None if one.processes is None or other.processes is None else one.processes + other.processes
     return replace(
         one,
+        share=add(one.share, other.share),
         utilization=add(one.utilization, other.utilization),
         memory_mib=add(one.memory_mib, other.memory_mib),
         processes=processes,

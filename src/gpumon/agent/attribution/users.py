@@ -54,7 +54,11 @@ def users_of(
         user = _identity(occupants.get(process.pid, _UNRESOLVED), pods)
         key = (user.kind, user.namespace, user.pod, user.container, user.pod_uid)
         found.setdefault(key, []).append((process, user))
-    return _named_by_elimination([_together(members) for members in found.values()], holders)
+    users = [_as_tenant(_together(members), holders) for members in found.values()]
+    nameless = [holder for holder in holders if pods.by_name(holder.namespace, holder.pod) is None]
+    if holders and not nameless:  # whoever has no name is none of the holders
+        return [replace(user, kind="pod") if user.kind == "unnamed" else user for user in users]
+    return _named_by_elimination(users, nameless)
 
 
 def _identity(occupant: Occupant, pods: PodDirectory) -> User:
@@ -78,10 +82,18 @@ def _identity(occupant: Occupant, pods: PodDirectory) -> User:
 
 
 def _container(pod: Pod, container_id: str | None) -> str | None:
+    """The container's name. One that the kubelet never lists, as an init container works on what is its pod's:
+    then it is the pod's only one, or None."""
     name = pod.containers.get(container_id or "")
-    if name is None and len(pod.container_names) == 1:
-        return pod.container_names[0]
-    return name
+    if name is not None and (name in pod.container_names or not pod.container_names):
+        return name
+    return pod.container_names[0] if len(pod.container_names) == 1 else None
+
+
+def _as_tenant(user: User, holders: Sequence[Holder]) -> User:
+    """A pod that holds the GPU works for itself, whatever its processes are called."""
+    holds = any((user.namespace, user.pod) == (holder.namespace, holder.pod) for holder in holders)
+    return replace(user, kind="pod") if user.kind == "mps-server" and holds else user
 
 
 def _together(members: Sequence[tuple[GpuProcess, User]]) -> User:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpumon import clock
+from gpumon.agent.attribution.holdings import GPU_DRIVER
 from gpumon.agent.doctor.finding import BROKEN, NOT_NEEDED, OK, Finding, Site, after, counted, some
 from gpumon.agent.doctor.gpuchecks import NVML
 from gpumon.agent.doctor.gpus import SeenGpus
@@ -18,7 +19,6 @@ NODE = "node"
 POD_API = "pod-api"
 RESOURCE_SLICES = "resource-slices"
 
-GPU_DRIVER = "gpu.nvidia.com"
 """The driver whose claims are GPUs. Those of others, network cards among them, need not be known."""
 FIRST_ANSWER_SECONDS = 5.0
 SLICES_SECONDS = 2.0

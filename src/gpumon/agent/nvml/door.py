@@ -56,7 +56,8 @@ class _Device:
             reading = self.reader.read()
             if self.use is not None:
                 try:
-                    reading[USE] = self.use.read()
+                    worked = bool(reading.get("utilization_mean") or reading.get("utilization_gpu"))
+                    reading[USE] = self.use.read(worked=worked)
                 except GpuLost:
                     self.reader.forget()
                     raise

@@ -62,21 +62,23 @@ class MigInstances:
         self._instances: dict[str, _Instance] = {}
         self._whole = 1.0  # what the instances' shares add up to, where that is more than one GPU
         self.split = False
+        self._listed = False
 
     def refresh(self) -> None:
-        """Looks up whether the GPU is split, and its instances. Raises NVMLError; then what was known stays."""
-        split = bool(pynvml.nvmlDeviceGetMigMode(self._handle)[0])
-        if split:
+        """Looks up whether the GPU is split, and its instances. Raises NVMLError; then what was known stays. A
+        GPU that is split is so also where its instances can't be listed."""
+        self.split = bool(pynvml.nvmlDeviceGetMigMode(self._handle)[0])
+        if self.split:
             self._list()
         else:
             self._keep([])
-        self.split = split
+        self._listed = self.split
 
     def read(self) -> tuple[MigInstance, ...] | None:
         """The instances as they are now. None where the GPU turns out not to be split any more. Raises NVMLError
         where they have to be looked up and can't be; GpuLost, NvmlUnavailable."""
         read = {instance.uuid: self._read(instance) for instance in self._instances.values()}
-        if None in read.values():
+        if None in read.values() or not self._listed:
             self.refresh()
             for instance in self._instances.values():
                 if read.get(instance.uuid) is None:

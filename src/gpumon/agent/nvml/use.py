@@ -82,8 +82,9 @@ class Use:
             self._why_not = f"its MIG instances could not be looked up: {error}"
             return None
 
-    def read(self) -> GpuUse:
-        """Who uses the GPU, by what `count` has read for this sample. Raises GpuLost, NvmlUnavailable."""
+    def read(self, *, worked: bool) -> GpuUse:
+        """Who uses the GPU, by what `count` has read for this sample. `worked`: it did something since the last
+        one, so that somebody has, also where nobody is listed. Raises GpuLost, NvmlUnavailable."""
         if self._instances is not None:
             self._utilization.skip()
             return GpuUse((), self._instances)
@@ -91,7 +92,7 @@ class Use:
             self._utilization.skip()
             return GpuUse(None, why_not=self._why_not)
         known, self._known = self._known, frozenset(process.pid for process in self._listed)
-        if not known and not self._known:
+        if not known and not self._known and not worked:
             self._utilization.skip()
             return GpuUse(())
         rows = self._utilization.read()
