@@ -230,6 +230,9 @@ def test_what_is_held_of_a_gpu_that_is_just_being_split_is_not_lost() -> None:
     mig = (MigInstance(MIG, 1, 0, 3 / 7, processes=()),)
     found = rows(attributed(None, (WHOLE,), None, use=GpuUse(None, mig)))
     assert found["a"]["held"] is True and "utilization" not in found["a"]
+    instance = Holder("ml", "b", "main", 1.0, OTHER_MIG)
+    unread = rows(attributed(None, (instance,), None, use=GpuUse(None)))["b"]
+    assert unread["held"] is True and not {"gpu_share", "utilization"} & unread.keys()
 
 
 def test_the_only_holder_is_charged_with_all_energy_and_sharers_with_what_they_worked() -> None:

@@ -77,7 +77,7 @@ def busy_percent(sample: Reading) -> float | None:
     return sample.get("utilization_gpu") if mean is None else mean
 
 
-def _parts(sample: Reading, facts: Facts) -> Iterator[tuple[Part, tuple[str | None, float]]]:
+def _parts(sample: Reading, facts: Facts) -> Iterator[tuple[Part, tuple[str | None, float | None]]]:
     """The GPU, or its instances, each with (its MIG UUID, its share of the GPU). What is held of a GPU beside its
     parts, as while it is being split, is a part of which nothing can be read."""
     use = facts.use
@@ -92,7 +92,7 @@ def _parts(sample: Reading, facts: Facts) -> Iterator[tuple[Part, tuple[str | No
         yield part, (mig_uuid, shares[mig_uuid])
     for holder in facts.holders or ():
         if holder.mig_uuid not in parts:
-            yield Part(None, None, (holder,), None), (holder.mig_uuid, 0.0)
+            yield Part(None, None, (holder,), None), (holder.mig_uuid, None)
 
 
 def _part(
@@ -108,7 +108,7 @@ def _part(
     return Part(busy, memory, holders, users, facts.unsettled)
 
 
-def _of_gpu(uses: list[Use], of: tuple[str | None, float]) -> Iterator[tuple[Use, str | None]]:
+def _of_gpu(uses: list[Use], of: tuple[str | None, float | None]) -> Iterator[tuple[Use, str | None]]:
     """Rows of a part as rows of the GPU: shares and utilization scaled from the one to the other."""
     mig_uuid, share = of
     for use in uses:
@@ -119,8 +119,8 @@ def _of_gpu(uses: list[Use], of: tuple[str | None, float]) -> Iterator[tuple[Use
             Use(
                 method="mig-instance" if use.method in {"exclusive", "process"} else use.method,
                 held=use.held,
-                share=None if use.share is None else use.share * share,
-                utilization=None if use.utilization is None else use.utilization * share,
+                share=None if use.share is None or share is None else use.share * share,
+                utilization=None if use.utilization is None or share is None else use.utilization * share,
                 memory_mib=use.memory_mib,
                 processes=use.processes,
                 namespace=use.namespace,
