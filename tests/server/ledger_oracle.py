@@ -13,7 +13,7 @@ Sample = dict[str, Any]
 STALE_SECONDS = 120.0
 ROUNDING = 1e-4
 DAY = timedelta(days=1)
-KEY = ("mig_uuid", "namespace", "pod", "pod_uid", "container", "process_name", "held", "method")
+KEY = ("mig_uuid", "namespace", "pod", "pod_uid", "container", "process_name")
 NOBODY: dict[str, Any] = {}
 
 
@@ -72,7 +72,7 @@ def fleet_of(posted: Iterable[Sample], start: datetime, end: datetime) -> Fleet:
         users = moments[instant(sample)][1] if instant(sample) in moments else {}
         listed: dict[Any, Any] = {}
         for user in sample.get("pods") or ():
-            listed.setdefault(tuple(user.get(name) for name in KEY), user)
+            listed[tuple(user.get(name) for name in KEY)] = user
         moments[instant(sample)] = (sample, users | listed)
     for number, (gpu, moments) in enumerate(sorted(by_gpu.items())):
         covered = _slices(fleet, number, gpu, moments, start, end)
@@ -116,7 +116,9 @@ def _slices(fleet: Fleet, number: int, gpu: str, moments: dict[Any, Any], start:
     return covered
 
 
-def _divide(sample: Sample, users: list[dict[str, Any]], seconds: float, portion: float) -> Iterable[Share]:
+def _divide(  # noqa: PLR0915 - one sample, from top to bottom, as the rules are in words
+    sample: Sample, users: list[dict[str, Any]], seconds: float, portion: float
+) -> Iterable[Share]:
     state = sample.get("state") or "ok"
     ok = state == "ok"
     mean = sample.get("utilization_mean")
@@ -130,8 +132,9 @@ def _divide(sample: Sample, users: list[dict[str, Any]], seconds: float, portion
         used = [None if u is None else u * limit / total for u in used]
     total = sum(u for u in used if u is not None)
     idle, blind = [0.0] * len(users), [0.0] * len(users)
+    holds = [_share(user, sample) for user in users]
     for n, user in enumerate(users):
-        share = user.get("gpu_share") or 0.0
+        share = holds[n]
         if not ok or user.get("held") is not True:
             continue
         if used[n] is None:
@@ -162,7 +165,7 @@ def _divide(sample: Sample, users: list[dict[str, Any]], seconds: float, portion
     memories = scaled([u.get("memory_used") for u in users], memory)
     for n, user in enumerate(users):
         held = user.get("held")
-        allocated = (user.get("gpu_share") or 0.0) * seconds if held else 0.0
+        allocated = holds[n] / max(1.0, sum(holds)) * seconds
         part = "used_without_allocation" if held is False else "active"
         yield Share(
             sample, "", _who(user), user,
@@ -177,7 +180,8 @@ def _divide(sample: Sample, users: list[dict[str, Any]], seconds: float, portion
     if rest > 0:
         part = "used_without_allocation" if holders == 0 else "active"
         yield Share(sample, "", "unresolved", NOBODY, {part: rest * seconds}, seconds=seconds, measured=True)
-    fate = _fate(sample, state, busy, any(u.get("mig_uuid") is not None for u in users))
+    told_of = sum(user.get("held") is True for user in users)
+    fate = _fate(sample, state, busy, any(u.get("mig_uuid") is not None for u in users), told_of)
     yield Share(
         sample, "", "nobody", NOBODY, {fate: max(0.0, room - held_back * fit) * seconds},
         seconds=seconds,
@@ -187,12 +191,21 @@ def _divide(sample: Sample, users: list[dict[str, Any]], seconds: float, portion
     )  # fmt: skip
 
 
-def _fate(sample: Sample, state: str, busy: float | None, mig: bool) -> str:
+def _share(user: dict[str, Any], sample: Sample) -> float:
+    """What a user holds, 0 to 1; one that does not say has an equal part."""
+    if user.get("held") is not True:
+        return 0.0
+    equal = 1 / max(sample.get("holder_count") or 1, 1)
+    told = user.get("gpu_share")
+    return equal if told is None else float(told)
+
+
+def _fate(sample: Sample, state: str, busy: float | None, mig: bool, told_of: int) -> str:
     if state == "lost":
         return "unhealthy"
     if state == "unknown":
         return "not_readable"
-    if sample.get("holder_count") is None:
+    if sample.get("holder_count") is None or sample["holder_count"] > told_of:
         return "allocation_unknown"
     processes = sample.get("process_count")
     if busy is None and not mig and sample["holder_count"] == 0 and (processes is None or processes > 0):

@@ -65,6 +65,10 @@ STORIES: list[tuple[str, dict[str, Any], dict[str, float]]] = [
     ("a cordoned GPU with a pod on it", {"unhealthy": "cordoned", "pods": [pod()]},
      {"active": 30, "held_idle": 30}),
     ("a lost GPU", {"state": "lost", "utilization_gpu": None, "pods": [pod(utilization=None)]}, {"unhealthy": 60}),
+    ("a holder of whom no row tells", {"utilization_gpu": 0.0, "pods": []}, {"no_data": 60}),
+    ("a holder that does not tell its share", {"pods": [pod(gpu_share=None)]}, {"active": 30, "held_idle": 30}),
+    ("a MIG instance that can't be read",
+     {"utilization_gpu": None, "pods": [pod(mig_uuid="MIG-1", gpu_share=None, utilization=None)]}, {"no_data": 60}),
     ("a hanging GPU", {"state": "unknown", "utilization_gpu": None}, {"no_data": 60}),
     ("a client that does not know of pods", {"holder_count": None}, {"active": 30, "no_data": 30}),
     ("a MIG instance that tells its use",
@@ -166,6 +170,29 @@ def test_what_was_never_measured_is_null_and_not_idle(serve: Serve) -> None:
     assert group["gpu_hours_unmeasured"] == group["gpu_hours_allocated"] == pytest.approx(1 / 60)
 
 
+def test_shares_that_add_up_to_too_much_allocate_no_more_than_the_gpu(serve: Serve) -> None:
+    client = serve()
+    post(client, at(60, holder_count=3, pods=[pod(pod=f"train-{n}", utilization=10.0) for n in range(3)]))
+    total = ask(client, "usage", 60, group_by="pod")["total"]
+    assert total["gpu_hours_allocated"] == pytest.approx(1 / 60)
+
+
+def test_a_user_that_is_told_twice_in_different_words_counts_once(serve: Serve) -> None:
+    client = serve()
+    post(client, at(60, pods=[pod(method="exclusive")]))
+    post(client, at(60, pods=[pod(method="process")]))
+    (group,) = [g for g in ask(client, "usage", 60, group_by="pod")["groups"] if g["who"] == "pod"]
+    assert group["gpu_hours_allocated"] == pytest.approx(1 / 60)
+    assert group["methods"] == {"process": 1.0}
+
+
+def test_numbers_have_no_noise(serve: Serve) -> None:
+    client = serve()
+    post(client, *(at(60 * n, utilization_gpu=10.1 * n, pods=[pod(utilization=10.1 * n)]) for n in range(1, 8)))
+    for figure in ask(client, "usage", 500, group_by="pod")["total"].values():
+        assert len(str(figure or 0).replace(".", "").lstrip("0")) <= 10
+
+
 def test_groups_beyond_the_limit_are_summed_up(serve: Serve) -> None:
     client = serve()
     post(client, at(60, pods=[pod(pod=f"p-{n}", gpu_share=0.1 * n, utilization=12.5) for n in range(1, 5)]))
@@ -259,7 +286,9 @@ def test_a_parameter_that_is_not_known_is_refused_with_those_that_are(serve: Ser
         ("series?metric=power_draw&aggregate=median", ["aggregate"]),
         ("series?metric=power_draw&last=30d&step=1s", ["step", "10000"]),
         ("series?metric=power_draw&last=30d&step=36h", ["step", "whole days"]),
+        ("series?metric=power_draw&last=30d&step=800000d", ["step", "366d"]),
         ("series?metric=power_draw&gpu_id=x", ["gpu_id"]),
+        ("usage?group_by=" + ",".join(f"label:{n}" for n in range(9)), ["group_by", "8"]),
     ],
 )
 def test_a_question_that_can_not_be_is_refused_in_words(serve: Serve, question: str, words: list[str]) -> None:

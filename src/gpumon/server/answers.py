@@ -6,6 +6,7 @@ is null or no data, never 0.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from gpumon.clock import Now, to_wire
+from gpumon.errors import QueryError
 from gpumon.server import current, idle, ledger, queries, series, usage
 from gpumon.server.groups import grouping
 from gpumon.server.prices import Price
@@ -22,6 +24,8 @@ from gpumon.server.store import Store
 from gpumon.server.tables import POD_USAGE, SAMPLES, Table
 
 Answer = dict[str, Any]
+WAIT_SECONDS = 30.0
+"""Longest wait of a question about a range for its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +60,20 @@ class Answers:
         self._stale_after = stale_after
         self._prices = prices
         self._currency = currency
+        self._heavy = threading.Lock()
 
     def ledger(self, words: RangeWords, group_by: str) -> Answer:
         """The wall time of the GPUs, divided into its parts, whole and by group."""
         span, by = self._span(words), grouping(group_by)
         self._refresh()
-        rows = self._store.select(ledger.select_ledger(span, by, self._stale_after))
+        rows = self._one_at_a_time(ledger.select_ledger(span, by, self._stale_after))
         return _about(span, group_by) | ledger.ledger_of(rows, span, by)
 
     def usage(self, words: RangeWords, group_by: str, limit: int) -> Answer:
         """GPU-hours, energy, memory and cost, whole and by group."""
         span, by = self._span(words), grouping(group_by)
         self._refresh()
-        rows = self._store.select(usage.select_usage(span, by, self._prices, self._stale_after))
+        rows = self._one_at_a_time(usage.select_usage(span, by, self._prices, self._stale_after))
         notes = [note for (note,) in self._store.select(usage.select_notes(span))]
         return _about(span, group_by) | usage.usage_of(rows, notes, span, by, self._currency, limit)
 
@@ -77,7 +82,7 @@ class Answers:
         span, shortest = self._span(words), duration("at_least", at_least)
         self._refresh()
         query = idle.select_idle(span, threshold, namespace, self._prices, self._stale_after)
-        return {"range": _range(span)} | idle.idle_of(self._store.select(query), span, shortest, self._currency)
+        return {"range": _range(span)} | idle.idle_of(self._one_at_a_time(query), span, shortest, self._currency)
 
     def series(self, words: RangeWords, wanted: series.Wanted, step: str | None) -> Answer:
         """One metric over time."""
@@ -86,7 +91,7 @@ class Answers:
         edges = series.edges_of(span, length, self._zone)
         query = series.select_series(wanted, span, edges, self._stale_after)
         self._refresh()
-        return {"range": _range(span)} | series.series_of(self._store.select(query), wanted, edges, length)
+        return {"range": _range(span)} | series.series_of(self._one_at_a_time(query), wanted, edges, length)
 
     def gpus(self, node: str | None) -> list[Answer]:
         """Each GPU as it is now."""
@@ -105,6 +110,15 @@ class Answers:
     def nodes(self, node: str | None) -> list[Answer]:
         """Each node with GPUs as it is now."""
         return current.nodes(self.gpus(node), self._labels())
+
+    def _one_at_a_time(self, query: queries.Query) -> list[tuple[Any, ...]]:
+        """Questions about a range take memory for it: together they would find none where each alone does."""
+        if not self._heavy.acquire(timeout=WAIT_SECONDS):
+            raise QueryError("other questions about ranges are being answered; try again in a moment", status=503)
+        try:
+            return self._store.select(query)
+        finally:
+            self._heavy.release()
 
     def _labels(self) -> dict[tuple[Any, ...], dict[str, str | None]]:
         return current.labels_by_owner(self._store.select(current.select_labels(self._now())))

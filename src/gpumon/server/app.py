@@ -21,11 +21,12 @@ from gpumon.server.metrics import ServerMetrics
 from gpumon.server.settings import ServerSettings
 
 _DESCRIPTION = """
-Which GPUs there are, how hard they work, at what power; now and over months.
+Which pod held each GPU, which really used it, how hard, at what power, and what was wasted; now and over months.
 
 * **Samples** come in by `POST /api/receive-data`. 200 means that they are on disk.
-* **Queries** answer `{"success": true, "data": …}`. Percent and watts are rounded to two decimals, °C to whole
-  degrees; days and hours are those of the server's zone.
+* **Now** and **accounts** are GET, with their question in the address, so that an answer can be linked.
+  **Queries** are those of the old program: percent and watts to two decimals, °C to whole degrees.
+* All answer `{"success": true, "data": …}`; days and hours are those of the server's zone.
 * **Errors** answer `{"success": false, "detail": …, "error_code": …}`; `detail` says what to do.
 * **No data is never a real 0**: `coverage` and `samples` tell how far a figure is backed.
 """

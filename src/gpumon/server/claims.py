@@ -31,11 +31,14 @@ _ROUNDING: Final = 1e-4
 
 _USER = (*POD_KEY, "owner_kind", "owner_name")
 
+_WHO: Final = ", ".join(name for name in POD_KEY if name not in {"held", "method"})
+"""A user, whatever is said of it."""
+
 _SAME_USER: Final = " AND ".join(f"told.{name} IS NOT DISTINCT FROM users.{name}" for name in _USER)
 
 _CLAIMANTS: Final = f"""
     users AS MATERIALIZED (
-        SELECT row_number() OVER () AS claimant, *, dense_rank() OVER (ORDER BY {", ".join(POD_KEY)}) AS identity
+        SELECT row_number() OVER () AS claimant, *, dense_rank() OVER (ORDER BY {_WHO}) AS identity
         FROM (SELECT DISTINCT {", ".join(_USER)} FROM pod_usage
               WHERE sampled_at > $start AND sampled_at <= $reach_end)
     ),
@@ -64,7 +67,8 @@ sample counts once, the later row."""
 _CLAIMS: Final = f"""
     stated AS NOT MATERIALIZED (
         SELECT sample, claimant, busy, readable, held, pod_usage.mig_uuid IS NOT NULL AS is_mig,
-               CASE WHEN held THEN greatest(0, least(coalesce(gpu_share, 0), 1)) ELSE 0 END AS share,
+               CASE WHEN held THEN greatest(0, least(coalesce(gpu_share, 1 / greatest(holder_count, 1)), 1))
+                    ELSE 0 END AS share,
                CASE WHEN readable THEN {within("utilization", "0", "100")} / 100 END AS used,
                {within("pod_usage.memory_used", "0")} AS memory, {within("energy_mj * portion", "0")} AS energy
         FROM once JOIN pod_usage ON pod_usage.rowid = once.use JOIN slices USING (sample)
@@ -80,7 +84,7 @@ _CLAIMS: Final = f"""
     ),
     claimed AS (
         SELECT sample, bool_or(is_mig) AS is_mig, sum(used) AS used, sum(idle + unmeasured) AS unused,
-               sum(memory) AS memory, sum(energy) AS energy
+               sum(memory) AS memory, sum(energy) AS energy, sum(share) AS share, count(*) FILTER (held) AS holders
         FROM claims GROUP BY sample
     ),
     whole AS MATERIALIZED (
@@ -90,14 +94,15 @@ _CLAIMS: Final = f"""
                greatest(0, 1 - claimed_use - unclaimed_use) AS room,
                greatest(0, room - coalesce(claimed.unused, 0)) AS rest,
                least(1, coalesce(busy, 1) / nullif(claimed.used, 0)) AS of_use,
-               least(1, room / nullif(claimed.unused, 0)) AS of_unused,
-               least(1, slices.memory / nullif(claimed.memory, 0)) AS of_memory,
+               least(1, room / nullif(claimed.unused, 0)) AS of_unused, least(1, 1 / nullif(claimed.share, 0)) AS
+               of_share, least(1, slices.memory / nullif(claimed.memory, 0)) AS of_memory,
                least(1, slices.energy / nullif(claimed.energy, 0)) AS of_energy,
                {within("slices.memory - coalesce(claimed.memory, 0)", "0")} AS rest_memory,
                {within("slices.energy - coalesce(claimed.energy, 0)", "0")} AS rest_energy,
                CAST(CASE WHEN lost THEN 'unhealthy'
                          WHEN NOT readable THEN 'not_readable'
-                         WHEN holder_count IS NULL THEN 'allocation_unknown'
+                         WHEN holder_count IS NULL OR holder_count > coalesce(claimed.holders, 0)
+                              THEN 'allocation_unknown'
                          WHEN busy IS NULL AND NOT coalesce(claimed.is_mig, false) AND holder_count = 0
                               AND coalesce(process_count, 1) > 0 THEN 'activity_unmeasured'
                          WHEN is_unhealthy THEN 'unhealthy'
@@ -105,13 +110,14 @@ _CLAIMS: Final = f"""
                readable AND (busy IS NOT NULL OR fate IN ('free', 'unhealthy')) AS measured
         FROM slices LEFT JOIN claimed USING (sample)
     )"""
-"""Use is bounded by what the GPU was busy; what is held and not used, by the room that is then left of it; memory
-and energy by the GPU's own. `rest` is what nobody held or used, and `fate` what becomes of it."""
+"""Use is bounded by what the GPU was busy; what is held and not used, by the room that is then left of it; shares
+by the GPU; memory and energy by the GPU's own. A holder whose share is not told has an equal part; one of whom no
+row tells may have the rest. `rest` is what nobody held or used, and `fate` what becomes of it."""
 
 _SHARES: Final = f"""
     shares AS NOT MATERIALIZED (
         SELECT sample, place, ends, seconds, claimant, used IS NOT NULL AS measured,
-               share * seconds AS allocated,
+               share * of_share * seconds AS allocated,
                CASE WHEN held THEN used * of_use * seconds END AS active_of_held,
                CASE WHEN held IS DISTINCT FROM false THEN used * of_use * seconds END AS active,
                idle * of_unused * seconds AS held_idle,

@@ -18,8 +18,8 @@ Row = Mapping[str, Any]
 
 _READINGS: Final = (
     "utilization_gpu", "utilization_mean", "utilization_memory", "memory_total", "memory_used", "memory_free",
-    "temperature",
-    "power_draw", "power_limit", "sm_clock", "sm_active", "tensor_active", "dram_active", "process_count",
+    "temperature", "power_draw", "power_limit", "sm_clock", "sm_active", "tensor_active", "dram_active",
+    "process_count",
 )  # fmt: skip
 _IDENTITY: Final = ("gpu_uuid", "node", "client_name", "gpu_id", "gpu_name")
 _USER: Final = (
@@ -163,12 +163,14 @@ def _node(name: str, of: Sequence[dict[str, Any]], labels: Mapping[tuple[Any, ..
 
 
 def _held(gpu: dict[str, Any]) -> float:
-    return float(min(1.0, sum(user["gpu_share"] or 0.0 for user in gpu["pods"] if user["held"])))
+    equal = 1 / max(gpu["holder_count"] or 1, 1)
+    shares = (equal if user["gpu_share"] is None else user["gpu_share"] for user in gpu["pods"] if user["held"])
+    return float(min(1.0, sum(shares)))
 
 
 def _busy(gpu: dict[str, Any]) -> float | None:
     """How much of the GPU works: its own reading, or what its MIG instances tell."""
-    percent = gpu["utilization_gpu"]
+    percent = gpu["utilization_gpu"] if gpu["utilization_mean"] is None else gpu["utilization_mean"]
     if percent is None:
         percent = _sum(user["utilization"] for user in gpu["pods"])
     return None if percent is None else float(min(1.0, percent / 100))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gpumon.errors import QueryError
+from gpumon.server.slices import LABEL_VALUE
 
 _DIMENSIONS: Final[dict[str, dict[str, str]]] = {
     "pod": {"namespace": "claimants.namespace", "pod": "claimants.pod"},
@@ -39,6 +40,7 @@ _DIMENSIONS: Final[dict[str, dict[str, str]]] = {
 _LABEL: Final = "label:"
 _DEVICE_WIDE: Final = frozenset({"node", "gpu", "model"})
 GROUPINGS: Final = (*_DIMENSIONS, "label:<key>")
+MOST_GROUPINGS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def grouping(text: str) -> Grouping:
     joins: list[str] = []
     parameters: dict[str, Any] = {}
     wanted = [] if text == "none" else [part.strip() for part in text.split(",")]
+    if len(wanted) > MOST_GROUPINGS:
+        raise QueryError(f"group_by names {len(wanted)} groupings; take {MOST_GROUPINGS} at most")
     for number, name in enumerate(wanted):
         label = name.removeprefix(_LABEL) if name.startswith(_LABEL) else None
         if label:
@@ -98,10 +102,10 @@ def cells(by: Grouping, sums: Iterable[str]) -> str:
 
 
 def _join_label(number: int) -> str:
-    """The newest value of a pod's label that is known at the range's end."""
+    """What a pod's label was at the range's end."""
     return f"""
-        LEFT JOIN (SELECT namespace, pod, arg_max_null(value, (sampled_at, rowid)) AS value FROM pod_labels
-                   WHERE label = $group_label_{number} AND pod IS NOT NULL AND sampled_at <= $end
+        LEFT JOIN (SELECT namespace, pod, {LABEL_VALUE} AS value FROM pod_labels
+                   WHERE label = $group_label_{number} AND pod IS NOT NULL AND sampled_at <= $reach_end
                    GROUP BY namespace, pod) AS label_{number}
           ON label_{number}.namespace IS NOT DISTINCT FROM claimants.namespace
          AND label_{number}.pod = claimants.pod"""

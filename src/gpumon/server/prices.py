@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from gpumon.errors import SettingsError
+from gpumon.server.slices import LABEL_VALUE
 
-NODE_LABELS: Final = """
+NODE_LABELS: Final = f"""
     node_labels AS (
-        SELECT client_name, label, arg_max_null(value, (sampled_at, rowid)) AS value FROM pod_labels
-        WHERE pod IS NULL AND sampled_at <= $end GROUP BY client_name, label
+        SELECT client_name, label, {LABEL_VALUE} AS value FROM pod_labels
+        WHERE pod IS NULL AND sampled_at <= $reach_end GROUP BY client_name, label
     )"""
-"""The relation that `price_case` looks labels up in: their newest values at the range's end."""
+"""The relation that `price_case` looks labels up in: what they were at the range's end."""
 
 _NODE_LABEL = re.compile(r"node-label\s+([^\s=]+)\s*=\s*(.*)", re.DOTALL)
 

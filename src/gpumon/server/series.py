@@ -30,6 +30,7 @@ STEPS: Final = ("10s", "30s", "1m", "5m", "15m", "1h", "6h", "1d")
 AGGREGATES: Final = ("mean", "min", "max", "sum")
 FEW_POINTS: Final = 300
 MOST_POINTS: Final = 10_000
+LONGEST_STEP: Final = timedelta(days=366)
 _DAY: Final = timedelta(days=1)
 _NOT_METRICS: Final = frozenset({"gpu_id", "interval_seconds"})
 
@@ -80,6 +81,8 @@ def step_of(text: str | None, span: Span) -> timedelta:
         lengths = [duration("step", step) for step in STEPS]
         return next((step for step in lengths if span.seconds / step.total_seconds() <= FEW_POINTS), _DAY)
     step = duration("step", text)
+    if step > LONGEST_STEP:
+        raise QueryError(f"step = {text!r} is longer than {LONGEST_STEP.days}d; take a shorter one")
     if step > _DAY and step % _DAY:
         raise QueryError(f"step = {text!r}: beyond a day, take whole days")
     if span.seconds / step.total_seconds() > MOST_POINTS:

@@ -97,6 +97,12 @@ of the sample's own interval. Of two samples of a GPU at one instant the later r
 the other has no gap to it."""
 
 
+LABEL_VALUE: Final = """arg_max_null(value, (
+        sampled_at <= $end, CASE WHEN sampled_at <= $end THEN 1 ELSE -1 END * epoch_us(sampled_at), rowid))"""
+"""A label's newest value at the range's end, else the first that is known after it: of rows of `pod_labels` up to
+`$reach_end`."""
+
+
 def uses(name: str) -> str:
     """SQL from FROM on: the rows of `pod_usage`, called `name`, with the spans of their samples."""
     return f"""

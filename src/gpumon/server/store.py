@@ -114,6 +114,12 @@ class Store:
                     "ask for a shorter range",
                     status=503,
                 ) from error
+            except duckdb.OutOfMemoryException as error:
+                raise QueryError(
+                    "the query needs more memory than [PERFORMANCE] query_memory_mb; ask for a shorter range, or "
+                    "raise it",
+                    status=503,
+                ) from error
             except duckdb.Error as error:
                 log.warning("query_failed error=%s", error)
                 raise QueryError("the query could not be answered now; try again", status=503) from error

@@ -30,7 +30,6 @@ _SUMS: Final = (
     "sum(allocated) FILTER (measured) AS allocated_measured",
     "sum(active_of_held) AS active_of_held",
     "sum(coalesce(active, 0) + coalesce(used_without_allocation, 0)) FILTER (measured) AS active",
-    "sum(activity_unmeasured) AS unmeasured",
     f"sum({' + '.join(f'coalesce({part}, 0)' for part in PARTS)}) AS accounted",
     "sum(seconds) AS seconds",
     "sum(memory * seconds) AS memory",
@@ -42,7 +41,7 @@ _SUMS: Final = (
 
 _BY_METHOD: Final = tuple(f"method_{number}" for number in range(len(METHODS)))
 _ADDED: Final = (
-    "allocated", "allocated_measured", "active_of_held", "active", "unmeasured", "memory", "energy", "cost",
+    "allocated", "allocated_measured", "active_of_held", "active", "memory", "energy", "cost",
     "there", "active_there", "covered", "wall", *_BY_METHOD,
 )  # fmt: skip
 _HIGHEST: Final = ("active_peak", "memory_peak", "ends")
@@ -80,7 +79,7 @@ def select_usage(span: Span, by: Grouping, prices: tuple[Price, ...], stale_afte
         ),
         groups AS (
             SELECT {by.names}, number, sum(allocated) AS allocated, sum(allocated_measured) AS allocated_measured,
-                   sum(active_of_held) AS active_of_held, sum(active) AS active, sum(unmeasured) AS unmeasured,
+                   sum(active_of_held) AS active_of_held, sum(active) AS active,
                    sum(memory) AS memory, sum(energy) AS energy, sum(accounted * price) / 3600 AS cost,
                    min(begins) AS begins, max(ends) AS ends, {by_method}, count(DISTINCT gpu) AS gpus,
                    count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS pods,
@@ -156,7 +155,7 @@ def _sums(of: dict[str, Any]) -> dict[str, Any]:
     return {
         "gpu_hours_allocated": (of["allocated"] or 0.0) / 3600,
         "gpu_hours_active": _scaled(of["active"], 1 / 3600),
-        "gpu_hours_unmeasured": (of["unmeasured"] or 0.0) / 3600,
+        "gpu_hours_unmeasured": ((of["allocated"] or 0.0) - (of["allocated_measured"] or 0.0)) / 3600,
         "utilization_of_held": _percent(of["active_of_held"], of["allocated_measured"]),
         "memory_gib_hours": _scaled(of["memory"], 1 / _MIB_SECONDS),
         "energy_kwh": _scaled(of["energy"], 1 / _MJ),
