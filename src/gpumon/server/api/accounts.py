@@ -39,7 +39,7 @@ class IdleAsked(RangeAsked):
     """How long and how little is idle."""
 
     threshold: float = Field(
-        1.0, ge=0, le=100, description="Use up to this share of what is held is none.", examples=[1]
+        1.0, ge=0, le=100, description="Use up to this share of what is held, in percent, is none.", examples=[1]
     )
     at_least: str = Field("10m", description="Shortest idle time that is listed.", examples=["30m"])
     namespace: str | None = Field(None, description="Only this namespace.", examples=["research"])
@@ -85,8 +85,9 @@ def ledger(request: Request, asked: Annotated[LedgerAsked, Query()]) -> Response
     """Every wall second of every GPU in exactly one of: active, held_idle, used_without_allocation, free,
     unhealthy, no_data. They add up to the wall time, for any range and grouping; late samples correct them.
 
-    A GPU has wall time when it has a sample in the range or in the 24 hours before: an outage of up to a day is no
-    data, a GPU that is silent for longer has been taken away, and one that appears has no data before that."""
+    A GPU has the whole range as its wall time when it has a sample in the range or in the 24 hours before. So an
+    outage of up to a day does not make it vanish; and in a long range, the time before it came and after it was
+    taken away is no data, too: ask by day or week where GPUs come and go."""
     known_parameters(request, asked)
     return done(state_of(request).engine.answers.ledger(asked.words(), asked.group_by))
 
