@@ -70,9 +70,10 @@ def fleet_of(posted: Iterable[Sample], start: datetime, end: datetime) -> Fleet:
         seen.setdefault(gpu_of(sample), []).append(sample)
         moments = by_gpu.setdefault(gpu_of(sample), {})
         users = moments[instant(sample)][1] if instant(sample) in moments else {}
-        listed: dict[Any, Any] = {}
+        once: dict[Any, Any] = {}  # what a sample says twice is stored once
         for user in sample.get("pods") or ():
-            listed[tuple(user.get(name) for name in KEY)] = user
+            once.setdefault(tuple(user.get(name) for name in (*KEY, "held", "method")), user)
+        listed = {tuple(user.get(name) for name in KEY): user for user in once.values()}
         moments[instant(sample)] = (sample, users | listed)
     for number, (gpu, moments) in enumerate(sorted(by_gpu.items())):
         covered = _slices(fleet, number, gpu, moments, start, end)
