@@ -134,3 +134,14 @@ def test_a_sample_that_came_twice_counts_once(serve: Serve) -> None:
     ask(client, *samples)
     (entry,) = ask(client, *samples)["idle"]
     assert entry["evidence"]["samples"] == 15
+
+
+def test_now_is_now_also_where_the_range_ends_before(serve: Serve) -> None:
+    gone = [minutes_ago(m, used(0.0)) for m in range(20, 60)]
+    end = (datetime.now(UTC) - 20 * MINUTE).isoformat()
+    start = (datetime.now(UTC) - 60 * MINUTE).isoformat()
+    client = serve()
+    client.post("/api/receive-data", json=gone).raise_for_status()
+    answer = client.get("/api/idle", params={"start": start, "end": end})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"]["idle"] == [], "who is not there now holds nothing now"

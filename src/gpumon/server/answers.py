@@ -81,7 +81,7 @@ class Answers:
         """Who holds GPUs now and has not used them for at least so long, looking back over the range."""
         span, shortest = self._span(words), duration("at_least", at_least)
         self._refresh()
-        query = idle.select_idle(span, threshold, namespace, self._prices, self._stale_after)
+        query = idle.select_idle(span, self._now(), threshold, namespace, self._prices, self._stale_after)
         return {"range": _range(span)} | idle.idle_of(self._one_at_a_time(query), span, shortest, self._currency)
 
     def series(self, words: RangeWords, wanted: series.Wanted, step: str | None) -> Answer:

@@ -8,7 +8,7 @@ be measured: seconds without a sample, or with one that tells nothing, are neith
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gpumon.clock import to_wire
@@ -29,10 +29,15 @@ _FIGURES: Final = (
 
 
 def select_idle(
-    span: Span, threshold: float, namespace: str | None, prices: tuple[Price, ...], stale_after: timedelta
+    span: Span,
+    now: datetime,
+    threshold: float,
+    namespace: str | None,
+    prices: tuple[Price, ...],
+    stale_after: timedelta,
 ) -> Query:
     """A row for each container that holds a GPU, or a MIG instance, in the newest sample of a GPU that is not
-    stale."""
+    stale now."""
     price, price_parameters = price_case(prices)
     same = " AND ".join(f"told.{name} IS NOT DISTINCT FROM holders.{name}" for name in _HOLDER)
     sql = f"""
@@ -85,7 +90,7 @@ def select_idle(
         ORDER BY wasted DESC NULLS LAST, places.gpu_key, {", ".join(_HOLDER)}"""
     values = slices.parameters(span, stale_after) | price_parameters
     values |= {
-        "fresh": slices.utc(span.end - stale_after),
+        "fresh": slices.utc(now - stale_after),
         "namespace": namespace,
         "threshold": threshold,
     }
