@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpumon.errors import SettingsError
-from gpumon.server.prices import Price, parse_prices
+from gpumon.server.accounts.prices import Price, parse_prices
 from tests.samples import pod, sample
 from tests.server.conftest import Serve
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gpumon.errors import QueryError
-from gpumon.server.ranges import Span, span_of
+from gpumon.server.accounts.ranges import Span, span_of
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 TAIPEI = ZoneInfo("Asia/Taipei")

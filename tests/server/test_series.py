@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from gpumon.server.ranges import Span, duration
-from gpumon.server.series import FEW_POINTS, edges_of, step_of
+from gpumon.server.accounts.ranges import Span, duration
+from gpumon.server.accounts.series import FEW_POINTS, edges_of, step_of
 from tests.samples import pod, sample
 from tests.server.conftest import Serve
 

@@ -1,1 +1,11 @@
-"""The server: receives samples over HTTP, keeps them in daily CSV files, answers questions about them."""
+"""The server: receives samples over HTTP, keeps them in daily CSV files, answers questions about them.
+
+serve, app, api     HTTP; settings (every key), metrics and exposition (Prometheus)
+engine              all that is not HTTP, opened, kept up and closed in order
+decode, accept      from the bytes of a request to rows of the CSVs; labels (chosen labels, when they are new)
+ingest              the queue in front of the disk and its one writer; journal (what is committed)
+csvlog              the daily CSV files, the truth; parts, healing, disk, days (names of files), retention, tables
+(the three) store               the database of what the CSVs say; catchup and loading (how it gets there)
+reader              the old program's questions; queries, figures
+accounts            whose the GPUs' time, energy and money were, and who is on them now
+"""

@@ -18,13 +18,13 @@ from pathlib import Path
 from gpumon import clock
 from gpumon.errors import QueryError, StorageError
 from gpumon.server.accept import Acceptor
-from gpumon.server.answers import Answers
+from gpumon.server.accounts.answers import Answers
+from gpumon.server.accounts.prices import parse_prices
 from gpumon.server.catchup import CatchUp
 from gpumon.server.csvlog import CsvLog
 from gpumon.server.days import FileNames, zone_named
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
-from gpumon.server.prices import parse_prices
 from gpumon.server.reader import Reader
 from gpumon.server.retention import Policy, tidy, too_old
 from gpumon.server.settings import ServerSettings

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
 from gpumon.errors import QueryError
-from gpumon.server.answers import RangeWords
+from gpumon.server.accounts.answers import RangeWords
 from gpumon.server.api.errors import ErrorAnswer, answer
 from gpumon.server.figures import trimmed
 

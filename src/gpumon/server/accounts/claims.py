@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gpumon.server.slices import PLACES, SLICES, uses, within
+from gpumon.server.accounts.slices import PLACES, SLICES, uses, within
 from gpumon.server.tables import POD_KEY
 
 REASONS: Final = ("activity_unmeasured", "allocation_unknown", "not_readable", "not_sampled")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gpumon.errors import QueryError
-from gpumon.server.slices import LABEL_VALUE
+from gpumon.server.accounts.slices import LABEL_VALUE
 
 _DIMENSIONS: Final[dict[str, dict[str, str]]] = {
     "pod": {"namespace": "claimants.namespace", "pod": "claimants.pod"},

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gpumon.clock import to_wire
-from gpumon.server import slices
+from gpumon.server.accounts import slices
 from gpumon.server.queries import Query
 
 Row = Mapping[str, Any]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gpumon.errors import SettingsError
-from gpumon.server.slices import LABEL_VALUE
+from gpumon.server.accounts.slices import LABEL_VALUE
 
 NODE_LABELS: Final = f"""
     node_labels AS (

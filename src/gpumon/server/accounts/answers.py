@@ -15,11 +15,12 @@ from zoneinfo import ZoneInfo
 
 from gpumon.clock import Now, to_wire
 from gpumon.errors import QueryError
-from gpumon.server import current, idle, ledger, queries, series, usage
-from gpumon.server.groups import grouping
-from gpumon.server.prices import Price
-from gpumon.server.ranges import Span, duration, span_of
-from gpumon.server.slices import KNOWN_FOR, utc
+from gpumon.server import queries
+from gpumon.server.accounts import current, idle, ledger, series, usage
+from gpumon.server.accounts.groups import grouping
+from gpumon.server.accounts.prices import Price
+from gpumon.server.accounts.ranges import Span, duration, span_of
+from gpumon.server.accounts.slices import KNOWN_FOR, utc
 from gpumon.server.store import Store
 from gpumon.server.tables import POD_USAGE, SAMPLES, Table
 

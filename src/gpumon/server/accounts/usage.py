@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from gpumon.clock import to_wire
 from gpumon.model.fields import METHODS
-from gpumon.server import slices
-from gpumon.server.claims import ACCOUNTS, NOBODY, PARTS
-from gpumon.server.groups import Grouping, cells
-from gpumon.server.ledger import coverage
-from gpumon.server.prices import NODE_LABELS, Price, price_case
+from gpumon.server.accounts import slices
+from gpumon.server.accounts.claims import ACCOUNTS, NOBODY, PARTS
+from gpumon.server.accounts.groups import Grouping, cells
+from gpumon.server.accounts.ledger import coverage
+from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
+from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
-from gpumon.server.ranges import Span
 
 MOST_NOTES: Final = 20
 _MIB_SECONDS: Final = 1024 * 3600

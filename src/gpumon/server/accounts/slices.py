@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gpumon.model.fields import BY_NAME
+from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
-from gpumon.server.ranges import Span
 
 KNOWN_FOR: Final = timedelta(days=1)
 """How long a silent GPU still counts as there."""

@@ -12,11 +12,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gpumon.clock import to_wire
-from gpumon.server import slices
-from gpumon.server.ledger import coverage
-from gpumon.server.prices import NODE_LABELS, Price, price_case
+from gpumon.server.accounts import slices
+from gpumon.server.accounts.ledger import coverage
+from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
+from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
-from gpumon.server.ranges import Span
 
 _HOLDER: Final = ("mig_uuid", "namespace", "pod", "container")
 _WHERE: Final = ("gpu_uuid", "client_name", "gpu_id", "gpu_name", "node")

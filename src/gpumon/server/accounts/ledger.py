@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from gpumon.server import slices
-from gpumon.server.claims import ACCOUNTS, PARTS, REASONS
-from gpumon.server.groups import Grouping, cells
+from gpumon.server.accounts import slices
+from gpumon.server.accounts.claims import ACCOUNTS, PARTS, REASONS
+from gpumon.server.accounts.groups import Grouping, cells
+from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
-from gpumon.server.ranges import Span
 
 _OF_USERS: Final = ("active", "held_idle", "used_without_allocation")
 """By these the groups are ordered, the largest first."""

@@ -20,10 +20,10 @@ from gpumon.errors import QueryError
 from gpumon.model.field import Field
 from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
-from gpumon.server import slices
+from gpumon.server.accounts import slices
+from gpumon.server.accounts.ranges import Span, duration
 from gpumon.server.days import days_between, local_midnight
 from gpumon.server.queries import Query
-from gpumon.server.ranges import Span, duration
 from gpumon.server.tables import POD_KEY
 
 STEPS: Final = ("10s", "30s", "1m", "5m", "15m", "1h", "6h", "1d")
