@@ -2,7 +2,7 @@
 
     sampler ──sample──▶ attributor ──sample with pods──▶ batcher
                   │          ▲
-           (GPUs, nudges)    │ holders (kubelet), occupants (/proc), pods (Kubernetes API)
+             (ask soon)      │ holders (kubelet), occupants (/proc), pods (Kubernetes API)
                   └──▶ Holders
 
 Works in the sampler's thread and asks nobody who may hang: holders and pods come from memory, `/proc` is the
@@ -46,6 +46,10 @@ class _OfGpu:
 
 
 class Attributor:
+    """`take` each sample; `emit` gets it with `pods`. `holders` None: the kubelet is not asked, so nobody knows
+    who holds what, or, outside Kubernetes, nobody holds anything. `rest_watts` and `rest_to_holders` as in
+    `energy`."""
+
     def __init__(
         self,
         emit: Callable[[Reading], None],
