@@ -224,6 +224,13 @@ def test_a_label_is_what_it_was_last_before_the_ranges_end(serve: Serve) -> None
     }
 
 
+def test_a_label_that_is_told_after_the_range_only_is_the_first_one(serve: Serve) -> None:
+    client = serve()
+    later = [at(90, pods=[pod(labels={"team": "vision"})]), at(150, pods=[pod(labels={"team": "speech"})])]
+    post(client, *later)
+    assert _teams(ask(client, "usage", 60, group_by="label:team")) == {("vision", "pod"), (None, "nobody")}
+
+
 def _teams(data: dict[str, Any]) -> set[tuple[str | None, str]]:
     return {(group["group"]["label:team"], group["who"]) for group in data["groups"]}
 

@@ -145,3 +145,14 @@ def test_now_is_now_also_where_the_range_ends_before(serve: Serve) -> None:
     answer = client.get("/api/idle", params={"start": start, "end": end})
     assert answer.status_code == 200, answer.text
     assert answer.json()["data"]["idle"] == [], "who is not there now holds nothing now"
+
+
+def test_who_does_not_hold_it_any_more_is_not_idle(serve: Serve) -> None:
+    held = [minutes_ago(m, used(0.0)) for m in range(1, 16)]
+    assert ask(serve(), *held, minutes_ago(0, used(0.0, held=False)))["idle"] == []
+
+
+def test_time_before_it_was_held_is_no_idle_time(serve: Serve) -> None:
+    unheld = [minutes_ago(m, used(0.0, held=False)) for m in range(5, 30)]
+    (entry,) = ask(serve(), *unheld, *(minutes_ago(m, used(0.0)) for m in range(5)), at_least="4m")["idle"]
+    assert age(entry) == pytest.approx(5, abs=0.5)

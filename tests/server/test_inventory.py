@@ -165,3 +165,8 @@ def assert_described(value: Any, schema: dict[str, Any], schemas: dict[str, Any]
         for name, inner in value.items():
             if isinstance(inner, dict | list) and name not in ("unmeasured", "notes", "models", "client_names"):
                 assert_described(inner, schema["properties"][name], schemas)
+
+
+def test_a_gpu_is_held_once_however_much_is_given_out_of_it(serve: Serve) -> None:
+    (node,) = ask(serve(), "nodes", ago(1, holder_count=2, pods=[pod(), pod(pod="train-1")]))
+    assert (node["gpus_held"], node["gpus_free"]) == (1.0, 0.0)

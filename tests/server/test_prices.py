@@ -71,3 +71,8 @@ def test_a_gpu_without_a_price_has_no_cost_and_is_named(serve: Serve) -> None:
     found, notes = cost(serve, "Tesla*: 3")
     assert found is None
     assert any("NVIDIA H100 80GB HBM3" in note for note in notes)
+
+
+def test_a_label_of_a_pod_is_none_of_its_node(serve: Serve) -> None:
+    prices = f"node-label {ZONE_LABEL}=eu-*: 4; *: 1"
+    assert cost(serve, prices, pods=[pod(labels={ZONE_LABEL: "eu-1"})])[0] == 1.0
