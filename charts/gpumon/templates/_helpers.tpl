@@ -1,0 +1,102 @@
+{{/* Names. Cut so far that the longest suffix still fits into 63 characters. */}}
+{{- define "gpumon.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "gpumon.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains (include "gpumon.name" .) .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "gpumon.name" .) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "gpumon.agent.fullname" -}}{{ include "gpumon.fullname" . }}-agent{{- end }}
+{{- define "gpumon.server.fullname" -}}{{ include "gpumon.fullname" . }}-server{{- end }}
+{{- define "gpumon.auth.fullname" -}}{{ include "gpumon.fullname" . }}-auth{{- end }}
+{{- define "gpumon.mock.fullname" -}}{{ include "gpumon.fullname" . }}-mock-nvml{{- end }}
+{{- define "gpumon.devicePlugin.fullname" -}}{{ include "gpumon.fullname" . }}-fake-device-plugin{{- end }}
+
+{{/* The agent's cluster-wide objects: two releases of one name in two namespaces must not meet. */}}
+{{- define "gpumon.clusterName" -}}{{ .Release.Namespace }}-{{ include "gpumon.fullname" . }}{{- end }}
+
+{{- define "gpumon.agent.serviceAccountName" -}}
+{{- if .Values.agent.serviceAccount.create }}{{ default (include "gpumon.agent.fullname" .) .Values.agent.serviceAccount.name }}
+{{- else }}{{ default "default" .Values.agent.serviceAccount.name }}{{ end }}
+{{- end }}
+
+{{- define "gpumon.server.serviceAccountName" -}}
+{{- if .Values.server.serviceAccount.create }}{{ default (include "gpumon.server.fullname" .) .Values.server.serviceAccount.name }}
+{{- else }}{{ default "default" .Values.server.serviceAccount.name }}{{ end }}
+{{- end }}
+
+{{/* Labels. Selectors are immutable, so they stand apart and have nothing that a user or a version may change. Both take
+(list root component). */}}
+{{- define "gpumon.selectorLabels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "gpumon.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "gpumon.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "gpumon.selectorLabels" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of a pod: (list root component podLabels). No version among them: pods are replaced when what they run changes. */}}
+{{- define "gpumon.podLabels" -}}
+{{- $root := index . 0 -}}
+{{ include "gpumon.selectorLabels" . }}
+{{- with merge (dict) (index . 2) $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* (list root image) */}}
+{{- define "gpumon.image" -}}
+{{- $root := index . 0 -}}{{- $image := index . 1 -}}
+{{- if $image.digest }}{{ $image.repository }}@{{ $image.digest }}
+{{- else }}{{ $image.repository }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* An INI file from section → key → value. null leaves a key at its default; a text of several lines is indented, as the
+format has it; numbers as JSON, for Go would write a million as 1e+06. */}}
+{{- define "gpumon.ini" -}}
+{{- range $section, $keys := . }}
+[{{ upper $section }}]
+{{- range $key, $value := $keys }}
+{{- if kindIs "string" $value }}
+{{ printf "%s = %s" $key ($value | trim | replace "\n" "\n    ") | trim }}
+{{- else if not (kindIs "invalid" $value) }}
+{{ $key }} = {{ toJson $value }}
+{{- end }}
+{{- end }}
+{{ end }}
+{{- end }}
+
+{{/* Where the server is for those in the cluster. */}}
+{{- define "gpumon.scheme" -}}{{ if .Values.server.tls.existingSecret }}https{{ else }}http{{ end }}{{- end }}
+{{- define "gpumon.server.host" -}}{{ include "gpumon.server.fullname" . }}.{{ .Release.Namespace }}.svc{{- end }}
+{{- define "gpumon.caSecret" -}}{{ default .Values.server.tls.existingSecret .Values.server.tls.caSecret }}{{- end }}
+
+{{/* Secret and key of the token for sending, and of that for reading. */}}
+{{- define "gpumon.tokenSecret" -}}{{ default (include "gpumon.auth.fullname" .) .Values.auth.existingSecret }}{{- end }}
+{{- define "gpumon.tokenKey" -}}{{ if .Values.auth.existingSecret }}{{ .Values.auth.existingSecretKey }}{{ else }}token{{ end }}{{- end }}
+{{- define "gpumon.readSecret" -}}{{ default (include "gpumon.auth.fullname" .) .Values.auth.read.existingSecret }}{{- end }}
+{{- define "gpumon.readKey" -}}{{ if .Values.auth.read.existingSecret }}{{ .Values.auth.read.existingSecretKey }}{{ else }}read-token{{ end }}{{- end }}
+
+{{/* Nine tenths, in MB, of a quantity such as 20Gi: what is written there stops before it is full. */}}
+{{- define "gpumon.nineTenths" -}}
+{{- $unit := regexFind "[A-Za-z]*$" . -}}
+{{- $factors := dict "Mi" 1.048576 "Gi" 1073.741824 "Ti" 1099511.627776 "M" 1.0 "G" 1000.0 "T" 1000000.0 -}}
+{{- mulf (trimSuffix $unit . | float64) (get $factors $unit) 0.9 | floor | int64 }}
+{{- end }}

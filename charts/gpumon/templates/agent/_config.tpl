@@ -1,0 +1,37 @@
+{{/* What the chart knows of the agent's settings; agent.config goes over it. */}}
+{{- define "gpumon.agent.config" -}}
+{{- $mode := .Values.auth.mode -}}
+authentication:
+  {{- if ne $mode "none" }}
+  token_file: /var/run/secrets/gpumon/token
+  {{- end }}
+server:
+  server_host: {{ include "gpumon.scheme" . }}://{{ include "gpumon.server.host" . }}
+  server_port: {{ .Values.server.service.port }}
+  {{- if .Values.server.tls.existingSecret }}
+  ca_file: /var/run/secrets/gpumon-ca/ca.crt
+  {{- end }}
+spool:
+  directory: /var/spool/gpumon
+  disk_mb: {{ include "gpumon.nineTenths" .Values.agent.spool.sizeLimit }}
+status:
+  host: "*"
+kubernetes:
+  pod_metadata: {{ ternary "on" "off" .Values.agent.podMetadata.enabled | quote }}
+  dynamic_resources: {{ .Values.agent.podMetadata.dynamicResources }}
+{{- if not .Values.agent.hostPID }}
+gpu_metrics:
+  include_processes: false
+{{- end }}
+{{- if .Values.agent.mockNvml.enabled }}
+monitoring:
+  fake_nvml: /etc/gpumon-mock/scenario.toml
+{{- end }}
+logging:
+  log_file: ""
+{{- end }}
+
+{{/* The port of /healthz, /readyz and /metrics. */}}
+{{- define "gpumon.agent.statusPort" -}}
+{{- dig "status" "port" 9435 .Values.agent.config | int }}
+{{- end }}
