@@ -28,7 +28,7 @@ devicesByMount: {{ eq $platform "eks-bottlerocket" }}
 {{- else }}
 {{- $wanted := (include "gpumon.platform" . | fromYaml).runtimeClass }}
 {{- if eq $wanted "nvidia" }}nvidia
-{{- else if and (eq $wanted "look") (lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia") }}nvidia{{ end }}
+{{- else if and (eq $wanted "look") .Values.agent.podMetadata.enabled (lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia") }}nvidia{{ end }}
 {{- end }}
 {{- end }}
 
@@ -36,21 +36,57 @@ devicesByMount: {{ eq $platform "eks-bottlerocket" }}
 {{- .Values.agent.kubeletRootDir | default (include "gpumon.platform" . | fromYaml).kubeletRootDir | trimSuffix "/" }}
 {{- end }}
 
-{{/* Nodes with an NVIDIA GPU, by the label of whoever labels nodes there; one of them is enough. */}}
+{{/* Labels by which a node is known to have an NVIDIA GPU: label → the value it must have, empty for any. */}}
+{{- define "gpumon.gpuLabels" -}}
+nvidia.com/gpu.present: "true" # GPU feature discovery, gpu-operator, and by hand
+feature.node.kubernetes.io/pci-10de.present: "true" # node feature discovery, as gpu-operator sets it up
+feature.node.kubernetes.io/pci-0302_10de.present: "true" # node feature discovery by itself: 3D controllers,
+feature.node.kubernetes.io/pci-0300_10de.present: "true" # and cards with a display
+cloud.google.com/gke-accelerator: ""
+k8s.amazonaws.com/accelerator: ""
+karpenter.k8s.aws/instance-gpu-manufacturer: nvidia
+eks.amazonaws.com/instance-gpu-manufacturer: nvidia
+kubernetes.azure.com/accelerator: nvidia
+{{- end }}
+
+{{/* Names of nodes that have GPUs to give and none of these labels, as where NVIDIA's device plugin was installed by its
+plain manifest. A lookup: it sees what is there at an install or upgrade, and nothing in `helm template`. Not without
+podMetadata, as who may not make a ClusterRole may not list nodes. */}}
+{{- define "gpumon.unlabelledGpuNodes" -}}
+{{- $labels := include "gpumon.gpuLabels" . | fromYaml | keys -}}
+{{- $names := list -}}
+{{- if .Values.agent.podMetadata.enabled -}}
+{{- range (lookup "v1" "Node" "" "").items -}}
+{{- $its := .metadata.labels | default dict -}}
+{{- $known := false -}}
+{{- range $labels }}{{ if hasKey $its . }}{{ $known = true }}{{ end }}{{ end -}}
+{{- if and (not $known) (hasKey (.status.allocatable | default dict) "nvidia.com/gpu") -}}
+{{- $names = append $names .metadata.name -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $names | sortAlpha | toJson -}}
+{{- end }}
+
+{{/* Nodes with an NVIDIA GPU; one of the terms is enough. */}}
 {{- define "gpumon.gpuNodes" -}}
 nodeAffinity:
   requiredDuringSchedulingIgnoredDuringExecution:
     nodeSelectorTerms:
-      {{- range $label := list "nvidia.com/gpu.present" "feature.node.kubernetes.io/pci-10de.present" "feature.node.kubernetes.io/pci-0302_10de.present" "feature.node.kubernetes.io/pci-0300_10de.present" }}
+      {{- range $label, $value := include "gpumon.gpuLabels" . | fromYaml }}
       - matchExpressions:
-          - {key: {{ $label }}, operator: In, values: ["true"]}
+          - key: {{ $label }}
+            {{- if $value }}
+            operator: In
+            values: [{{ $value | quote }}]
+            {{- else }}
+            operator: Exists
+            {{- end }}
       {{- end }}
-      {{- range $label := list "cloud.google.com/gke-accelerator" "k8s.amazonaws.com/accelerator" }}
-      - matchExpressions:
-          - {key: {{ $label }}, operator: Exists}
-      {{- end }}
-      {{- range $label := list "kubernetes.azure.com/accelerator" "karpenter.k8s.aws/instance-gpu-manufacturer" "eks.amazonaws.com/instance-gpu-manufacturer" }}
-      - matchExpressions:
-          - {key: {{ $label }}, operator: In, values: [nvidia]}
+      {{- range include "gpumon.unlabelledGpuNodes" . | fromJsonArray }}
+      - matchFields:
+          - key: metadata.name
+            operator: In
+            values: [{{ . }}]
       {{- end }}
 {{- end }}
