@@ -59,3 +59,20 @@ def test_a_wrong_setting_is_exit_code_2_and_one_sentence(
     for word in words:
         assert word in last
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["server", "agent", "doctor"])
+def test_the_settings_file_may_be_named_by_a_variable(tmp_path: Path, command: str) -> None:
+    assert "GPUMON_CONFIG" in gpumon(command, "--help", cwd=tmp_path).stdout
+    key = "[SERVER]\nport = x\n" if command == "server" else "[SERVER]\nserver_port = x\n"
+    (tmp_path / "by-variable.ini").write_text(key)
+    ended = gpumon(command, cwd=tmp_path, GPUMON_CONFIG="by-variable.ini")
+    assert ended.returncode == 2
+    assert "(from by-variable.ini)" in ended.stderr
+    given = gpumon(command, "--config", "given.ini", cwd=tmp_path, GPUMON_CONFIG="by-variable.ini")
+    assert "can't read the settings file given.ini" in given.stderr
+
+
+def test_an_empty_variable_names_no_settings_file(tmp_path: Path) -> None:
+    ended = gpumon("server", cwd=tmp_path, GPUMON_CONFIG="", GPUMON_SERVER__SERVER__PORT="x")
+    assert "[SERVER] port" in ended.stderr

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _CONFIG = click.option(
     "--config",
     "config",
     type=click.Path(path_type=Path),
+    envvar="GPUMON_CONFIG",
+    show_envvar=True,
     help="INI file. Without it the file below config/ is read, if there is one, else defaults hold.",
 )
 _FAKE_NVML = click.option(
@@ -128,6 +131,44 @@ def demo(port: int, data: Path, nodes: int) -> None:
     asked = _StopAsked()
     _on_signal(asked.ask)
     sys.exit(run_demo(port=port, data=data, nodes=nodes, stop_asked=asked.is_asked, say=click.echo))
+
+
+@cli.command()
+@click.option(
+    "--scenario",
+    required=True,
+    type=click.Path(path_type=Path),
+    envvar="GPUMON_FAKE_NVML",
+    show_envvar=True,
+    help="Scenario file, the same as the agent's.",
+)
+@click.option(
+    "--replicas",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Offer each whole GPU so many times, as by time-slicing.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/kubelet/device-plugins"),
+    show_default=True,
+    help="The kubelet's directory for device plugins.",
+)
+@click.option("--resource", default="nvidia.com/gpu", show_default=True, help="Resource name of whole GPUs.")
+def fake_device_plugin(scenario: Path, replicas: int, directory: Path, resource: str) -> None:
+    """Offer a scenario's simulated GPUs to the kubelet of this node, NODE_NAME, so that pods can ask for them.
+
+    For clusters without GPUs, such as kind's. Runs until it is stopped."""
+    with _installed("mock"):
+        from gpumon.agent.fakedeviceplugin import Options, run  # noqa: PLC0415
+
+    node = os.environ.get("NODE_NAME", "").strip() or socket.gethostname()
+    asked = _StopAsked()
+    with _logging(logs.LoggingSettings(), "INFO", []):
+        _on_signal(asked.ask)
+        run(Options(scenario, node, directory, resource, replicas), asked.is_asked)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ Simulated NVML with one H100, a /proc, a kubelet and a Kubernetes API, and a ser
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,13 @@ class AnsweringServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def speak_tls(self, context: ssl.SSLContext) -> None:
+        """https from now on, no longer http."""
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client may turn away
+
     def stop(self) -> None:
         """Nobody listens any more. Harmless when done twice."""
         self.hold.set()
@@ -128,6 +136,7 @@ class DoctorNode:
         self.fake: FakeNvml | None = None
         self.sections: dict[str, Any] = {}
         self.server_host = "http://127.0.0.1"
+        self.ca_file = ""
         api.put(pod_json("train", uid=POD_UID))
         uuid = self.uuid()
         kubelet.containers = [holds("train", GPU_RESOURCE, uuid)]
@@ -158,7 +167,7 @@ class DoctorNode:
         """The settings that lead to all doors."""
         given: dict[str, Any] = {
             "monitoring": Monitoring(interval_seconds=0.1),
-            "server": Server(server_host=self.server_host, server_port=self.server.port),
+            "server": Server(server_host=self.server_host, server_port=self.server.port, ca_file=self.ca_file),
             "network": Network(batch_size=1, shutdown_seconds=0.1),
             "spool": Spool(directory=str(self.spool)),
             "gpu_metrics": GpuMetrics(),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
+import trustme
 
 from gpumon.agent.assembly import Agent
 from gpumon.agent.cluster import Cluster
@@ -23,10 +26,11 @@ from gpumon.agent.doctor.gpus import SeenGpus
 from gpumon.agent.doctor.kubelet import SeenKubelet, check_kubelet
 from gpumon.agent.nvml import Nvml
 from gpumon.agent.ports import ClaimedDevice, ContainerDevices
-from gpumon.agent.settings import Attribution, GpuMetrics, Kubernetes, Spool
+from gpumon.agent.settings import Attribution, Authentication, GpuMetrics, Kubernetes, Spool
+from gpumon.agent.shipping.connection import Destination
 from gpumon.agent.surroundings import Surroundings
 from tests import processes
-from tests.agent.doctornode import CONTAINER, GPU_RESOURCE, PID, DoctorNode, cgroup, doctor_nodes
+from tests.agent.doctornode import CONTAINER, GPU_RESOURCE, PID, AnsweringServer, DoctorNode, cgroup, doctor_nodes
 from tests.agent.kubeapi import LIST, NODE, SLICES, WATCH, slice_json
 from tests.agent.kubelet import holds
 from tests.agent.proctree import A_PODS_PID_NAMESPACE
@@ -224,6 +228,18 @@ def not_allowed(node: DoctorNode) -> None:
     node.server.answers["POST /api/receive-data"] = 403, {"detail": "not for this agent"}
 
 
+def token_gone(node: DoctorNode) -> None:
+    node.sections["authentication"] = Authentication(token_file=str(node.folder / "token"))
+
+
+def refused_too_often(node: DoctorNode) -> None:
+    node.server.answers["POST /api/receive-data"] = 429, {"detail": "wait", "error_code": "HTTP_429"}
+
+
+def token_not_reviewed(node: DoctorNode) -> None:
+    node.server.answers["POST /api/receive-data"] = 503, {"detail": "no answer", "error_code": "HTTP_503"}
+
+
 def wrong_path(node: DoctorNode) -> None:
     del node.server.answers["POST /api/receive-data"]
 
@@ -271,6 +287,10 @@ def spool_is_a_file(node: DoctorNode) -> None:
         (old_server, "server", "the old program", "agent.config.network.compress to false"),
         (server_disk_full, "server", "no space left", "the server's log and disk"),
         (not_authenticated, "auth", "HTTP 401: a token is needed", "auth.existingSecret"),
+        (not_authenticated, "auth", "does not know this agent, which sends no token", "auth.mode"),
+        (token_gone, "auth", "can't read [AUTHENTICATION] token_file", "auth.existingSecretKey"),
+        (refused_too_often, "auth", "too many wrong tokens", "auth.mode"),
+        (token_not_reviewed, "auth", "can't find out who the agent is", "tokenreviews"),
         (not_allowed, "auth", "HTTP 403: not for this agent", "auth.mode"),
         (wrong_path, "auth", "HTTP 404", "agent.config.server.api_endpoint"),
         (clock_ahead, "clock", "300 s ahead of the server's", "NTP"),
@@ -388,6 +408,76 @@ def test_mig_needs_no_use_by_process(node: DoctorNode) -> None:
     assert told["matching"].evidence == "1 process: 1 in pods that are known"
 
 
+def test_a_token_that_cannot_be_read_is_found_before_anything_is_posted(node: DoctorNode) -> None:
+    token_gone(node)
+    node.examine()
+
+    assert [asked for asked, _ in node.server.requests] == ["GET /", "GET /health"]
+
+
+def test_a_server_that_repeats_the_token_does_not_bring_it_into_the_report(node: DoctorNode) -> None:
+    token = node.folder / "token"
+    token.write_text("s3cret-token")
+    node.sections["authentication"] = Authentication(token_file=str(token))
+    node.server.answers["POST /api/receive-data"] = 401, {"detail": "s3cret-token is no token of ours"}
+    report = node.examine()
+
+    assert broken(report) == ["auth"]
+    assert "*** is no token of ours; the server does not know this agent" in report.broken[0].evidence
+    assert b"s3cret" not in render_json(report)
+
+
+def test_a_busy_server_or_proxy_is_no_trouble_with_the_token(node: DoctorNode) -> None:
+    node.server.answers["POST /api/receive-data"] = 429, "slow down"
+    found = node.finding("auth")
+    assert found.status == "ok" and "too busy to say (HTTP 429" in found.evidence
+
+
+def test_without_kubernetes_the_advice_on_tokens_and_certificates_names_settings(node: DoctorNode) -> None:
+    node.environ.clear()
+    node.sections["kubernetes"] = Kubernetes(kubelet_socket="")
+    not_authenticated(node)
+    assert "[AUTHENTICATION] token_file" in node.finding("auth").fix
+    token_gone(node)
+    assert "[AUTH] token_file" in node.finding("auth").fix
+    with speaking_tls(node):
+        assert "[SERVER] ca_file" in node.finding("server").fix
+
+
+@contextmanager
+def speaking_tls(node: DoctorNode) -> Iterator[trustme.CA]:
+    """The node's server speaks https, by a certificate of the authority that is given."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with AnsweringServer() as server:
+        server.speak_tls(context)
+        plain, node.server, node.server_host = node.server, server, "https://127.0.0.1"
+        yield authority
+        node.server, node.server_host = plain, "http://127.0.0.1"
+
+
+def test_a_server_whose_authority_is_not_the_agent_s_is_named_with_the_chart_value(
+    node: DoctorNode, tmp_path: Path
+) -> None:
+    ca_file, token = tmp_path / "ca.crt", tmp_path / "token"
+    token.write_text("t0ken")
+    node.ca_file = str(ca_file)
+    node.sections["authentication"] = Authentication(token_file=str(token))
+    with speaking_tls(node) as authority:
+        authority.cert_pem.write_to_path(str(ca_file))
+        assert node.examine().ok
+        trustme.CA().cert_pem.write_to_path(str(ca_file))
+        strange = node.examine()
+        ca_file.unlink()
+        unread = node.examine()
+
+    assert broken(strange) == broken(unread) == ["server"]
+    assert "certificate verify failed" in strange.broken[0].evidence
+    assert "can't read [SERVER] ca_file" in unread.broken[0].evidence
+    assert "server.tls.caSecret" in strange.broken[0].fix
+    assert strange.broken[0].fix == unread.broken[0].fix
+
+
 def test_a_clock_that_is_a_little_off_is_told_and_not_broken(node: DoctorNode) -> None:
     node.server.ahead_seconds = 20.0
     found = node.finding("clock")
@@ -440,7 +530,7 @@ def doctor_of(node: DoctorNode, gpus: Callable[[], SeenGpus]) -> Doctor:
     surroundings = Surroundings.look(settings, node.environ)
     cluster = Cluster(settings, surroundings, HoldersCounts())
     url = f"http://127.0.0.1:{node.server.port}/api/receive-data"
-    return Doctor(settings, surroundings, cluster, url, gpus, gpus_seconds=0.05)
+    return Doctor(settings, surroundings, cluster, Destination(url), gpus, gpus_seconds=0.05)
 
 
 def test_what_hangs_is_a_finding_and_is_not_begun_again(node: DoctorNode) -> None:
@@ -553,6 +643,22 @@ def test_a_delivery_that_fails_is_told_though_the_server_answers(node: DoctorNod
     assert found["name"] == "server" and "the agent's last delivery failed" in found["evidence"]
 
 
+def test_an_agent_that_is_not_let_in_is_no_fault_of_the_server_s(node: DoctorNode) -> None:
+    not_authenticated(node)
+    settings = node.settings()
+    with node.simulated():
+        agent = Agent(settings, Nvml(), Surroundings.look(settings, node.environ))
+        agent.start()
+        try:
+            processes.until(lambda: agent.counts.delivery.trouble)
+            _, body = get(agent.status.port, "/doctor")
+        finally:
+            agent.stop()
+    findings = body["findings"]
+    assert isinstance(findings, list)
+    assert [finding["name"] for finding in findings if finding["status"] == "broken"] == ["auth"]
+
+
 def report_of(*findings: Finding) -> Report:
     return Report("3.0.0", "node-1", findings)
 
@@ -653,3 +759,23 @@ def test_the_command_ends_with_0_where_nothing_is_broken_1_where_something_is_2_
     wrong = command(GPUMON_AGENT__SERVER__SERVER_HOST="http://h/path")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "[SERVER] server_host" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_the_command_shows_the_agent_s_token_to_a_server_that_asks_for_one(tmp_path: Path) -> None:
+    port, tokens = processes.free_port(), tmp_path / "token"
+    tokens.write_text("t0ken-of-the-server\n")
+    auth = {"GPUMON_SERVER__AUTH__MODE": "token", "GPUMON_SERVER__AUTH__TOKEN_FILE": str(tokens)}
+    command = CommandLine(tmp_path, port)
+
+    def finding(**environ: str) -> dict[str, str]:
+        findings = json.loads(command("--json", **environ).stdout)["findings"]
+        return next(found for found in findings if found["name"] == "auth")
+
+    with processes.server(tmp_path / "data", port, **auth) as server:
+        server.start()
+        right = finding(GPUMON_AGENT__AUTHENTICATION__TOKEN_FILE=str(tokens))
+        assert (right["status"], right["evidence"]) == ("ok", "an empty list is let in (HTTP 422)")
+        none = finding()
+        assert none["status"] == "broken" and "HTTP 401" in none["evidence"]
+        assert none["evidence"].endswith("does not know this agent, which sends no token")
+        assert "[AUTHENTICATION] token_file" in none["fix"]

@@ -43,6 +43,21 @@ WRONG = [
     (f'{T4}[[node.processes]]\npid = 1\ncmdline = "x"', r"processes\[0\]: write either pid or cmdline"),
     (f"{T4}[[node.processes]]\npid = -1", r"processes\[0\]\.pid: .*>= 1"),
     (f'{T4}[[node.processes]]\ncmdline = "("', r"cmdline: is no regular expression"),
+    (f'{T4}[[node.processes]]\ncmdline = "({{uuid}}"', r"processes\[0\]\.cmdline: is no regular expression"),
+    (
+        f'{T4}[[node.processes]]\npid = 1\ngpu = "each"',
+        r"processes\[0\]\.gpu: can't be each of one pid; .*cmdline",
+    ),
+    (f'{T4}[[node.processes]]\ncmdline = "x"\ngpu = "all"', r"gpu: .*'all'.*Wanted: index of the GPU.*\"each\""),
+    (f'{NODE}[[node.processes]]\ncmdline = "x"\ngpu = "each"', r"processes\[0\]\.gpu: this node has no GPUs"),
+    (
+        f'{A100}mig = ["1g.5gb"]\n[[node.processes]]\ncmdline = "x"\ngpu = "each"',
+        r"processes\[0\]\.gpu: finds no GPU: none of this node is whole; write mig, or change",
+    ),
+    (
+        f'{A100}mig = ["", "1g.5gb"]\n[[node.processes]]\ncmdline = "x"\ngpu = "each"\nmig = 0',
+        r"processes\[0\]\.gpu: finds no GPU: none of this node has an instance 0; write another mig",
+    ),
     (f"{T4}[[node.processes]]\npid = 1\ngpu = 3", r"processes\[0\]\.gpu: 3 is no GPU.*index below 1"),
     (
         f"{T4}[[node.processes]]\npid = 1\nutilization = 120",

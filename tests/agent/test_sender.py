@@ -15,6 +15,7 @@ import pytest
 
 from gpumon.agent.counts import DeliveryCounts
 from gpumon.agent.ports import Batch, Outcome
+from gpumon.agent.shipping.connection import Destination
 from gpumon.agent.shipping.delivery import LONGEST_DELAY_SECONDS, Delivery
 from gpumon.agent.shipping.sender import HttpSink
 from gpumon.errors import SettingsError
@@ -30,14 +31,17 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def deliver(url: str, *batches: Batch, counts: DeliveryCounts | None = None, **settings: Any) -> list[Outcome]:
+def deliver(
+    to: str | Destination, *batches: Batch, counts: DeliveryCounts | None = None, **settings: Any
+) -> list[Outcome]:
     given: dict[str, Any] = {
         "connect_timeout_seconds": 5.0,
         "read_timeout_seconds": 5.0,
         "compress": True,
         "now": lambda: NOON,
     }
-    sink = HttpSink(url, counts or DeliveryCounts(), **(given | settings))
+    destination = to if isinstance(to, Destination) else Destination(to)
+    sink = HttpSink(destination, counts or DeliveryCounts(), **(given | settings))
     try:
         return [sink.deliver(each) for each in batches]
     finally:

@@ -18,9 +18,9 @@ from gpumon.agent.status import Health, Page, StatusServer
 from tests.agent.doors import NOON, Times
 
 
-def ask(port: int | None, path: str) -> tuple[int, str, bytes]:
+def ask(port: int | None, path: str, host: str = "127.0.0.1") -> tuple[int, str, bytes]:
     assert port is not None
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection(host, port, timeout=20)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -69,6 +69,33 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
         socket.create_connection(("127.0.0.1", server.port or 0)),
     ):
         assert ask(server.port, "/")[0] == 200
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+def test_a_star_is_every_interface_of_both_kinds(host: str) -> None:
+    pages = {"/": lambda: Page(200, "text/plain", b"fine")}
+    with serving(StatusServer(pages, host="*", port=0)) as server:
+        assert ask(server.port, "/", host)[0] == 200
+
+
+@needs_ipv6
+def test_an_ipv6_address_is_that_address_alone() -> None:
+    pages = {"/": lambda: Page(200, "text/plain", b"fine")}
+    with serving(StatusServer(pages, host="::1", port=0)) as server:
+        assert ask(server.port, "/", "::1")[0] == 200
+        with pytest.raises(ConnectionRefusedError):
+            ask(server.port, "/", "127.0.0.1")
 
 
 def test_a_page_that_fails_costs_its_own_request_only(caplog: pytest.LogCaptureFixture) -> None:

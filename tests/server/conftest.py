@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from gpumon.server.serve import ServerProcess
-from gpumon.server.settings import Cost, Limits, Logging, Performance, Server, ServerSettings, Storage
+from gpumon.server.settings import Auth, Cost, Limits, Logging, Performance, Server, ServerSettings, Storage
 
 Serve = Callable[..., httpx.Client]
 
@@ -22,6 +22,7 @@ def settings_for(folder: Path, **sections: dict[str, Any]) -> ServerSettings:
     """Settings with data in `folder`, quiet, on a free port; keys of sections may be given."""
     base = {
         "server": {"host": "127.0.0.1", "port": 0},
+        "auth": {},
         "storage": {"output_directory": str(folder), "data_retention_days": 0},
         "logging": {"log_file": "", "log_api_requests": False},
         "performance": {},
@@ -32,6 +33,7 @@ def settings_for(folder: Path, **sections: dict[str, Any]) -> ServerSettings:
         base[section] |= keys
     classes = {
         "server": Server,
+        "auth": Auth,
         "storage": Storage,
         "logging": Logging,
         "performance": Performance,

@@ -32,6 +32,7 @@ from gpumon.agent.sampling.sampler import Sampler
 from gpumon.agent.settings import AgentSettings
 from gpumon.agent.shipping.batcher import Batcher, agent_name
 from gpumon.agent.shipping.batchfiles import BatchFiles
+from gpumon.agent.shipping.connection import Destination
 from gpumon.agent.shipping.delivery import Delivery
 from gpumon.agent.shipping.sender import HttpSink
 from gpumon.agent.shipping.spool import Spool
@@ -72,7 +73,7 @@ class Agent:
         agent, boot = agent_name(surroundings.client), uuid.uuid4().hex
         self._spool = _spool(settings, agent, self.counts.spool)
         self._sink = HttpSink(
-            server_url(settings),
+            destination(settings),
             self.counts.delivery,
             connect_timeout_seconds=settings.server.connection_timeout,
             read_timeout_seconds=settings.server.read_timeout,
@@ -105,7 +106,7 @@ class Agent:
             settings,
             surroundings,
             self._cluster,
-            server_url(settings),
+            destination(settings),
             LiveGpus(library, samples, self.counts.sampler).see,
             simulated=simulated is not None,
             delivery_trouble=lambda: self.counts.delivery.trouble,
@@ -211,7 +212,7 @@ def _spool(settings: AgentSettings, agent: str, counts: SpoolCounts) -> Spool:
     return Spool(disk, counts, memory_bytes=round(wanted.memory_mb * _MB))
 
 
-def server_url(settings: AgentSettings) -> str:
+def destination(settings: AgentSettings) -> Destination:
     """Where samples go. Raises SettingsError where more than scheme and host stands in `server_host`: with a
     port, a path or a query there, what is put together from the three settings would be another address.
     The message does not repeat the setting, which may have a password."""
@@ -222,7 +223,8 @@ def server_url(settings: AgentSettings) -> str:
             "[SERVER] server_host must be scheme and host only, such as http://gpumon or http://[2001:db8::1]; "
             "write the port to server_port and the path to api_endpoint"
         )
-    return f"{host}:{server.server_port}{server.api_endpoint}"
+    url = f"{host}:{server.server_port}{server.api_endpoint}"
+    return Destination(url, token_file=settings.authentication.token_file, ca_file=server.ca_file)
 
 
 def _pages(settings: AgentSettings, counts: AgentCounts, doctor: Doctor) -> dict[str, Callable[[], Page]]:

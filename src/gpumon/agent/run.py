@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpumon.agent.assembly import Agent, server_url
+from gpumon.agent.assembly import Agent, destination
 from gpumon.agent.cluster import Cluster
 from gpumon.agent.counts import HoldersCounts
 from gpumon.agent.doctor import BETWEEN_READS_SECONDS, OPEN_SECONDS, READ_SECONDS, Doctor, OpenedGpus, Report
@@ -57,7 +57,7 @@ def examine(
             settings,
             surroundings,
             cluster,
-            server_url(settings),
+            destination(settings),
             gpus.see,
             gpus_seconds=OPEN_SECONDS + 2 * READ_SECONDS,
             simulated=simulated is not None,

@@ -25,6 +25,13 @@ class Authentication(msgspec.Struct, frozen=True, kw_only=True):
             description="Name under which samples are stored. Empty: variable NODE_NAME, else the host's name.",
         ),
     ] = ""
+    token_file: Annotated[
+        str,
+        Meta(
+            description="File with the token that the server asks for: a shared one, or a service account's. Read "
+            "anew for each request, so that a new token needs no restart. Empty: none is sent."
+        ),
+    ] = ""
 
 
 class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +99,13 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
             extra={"unit": "s"},
         ),
     ] = 60.0
+    ca_file: Annotated[
+        str,
+        Meta(
+            description="With https: certificates (PEM) of the authorities that may vouch for the server. Read "
+            "again when it changes. Empty: those of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."
+        ),
+    ] = ""
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,7 +292,10 @@ class Kubernetes(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The agent's own HTTP port: /metrics, /healthz, /readyz, /doctor."""
 
-    host: Annotated[str, Meta(description="Address of the agent's own port.")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Meta(description="Address of the agent's own port; * is every interface, IPv4 and IPv6."),
+    ] = "127.0.0.1"
     port: Annotated[
         int, Meta(ge=-1, le=65535, description="The agent's own port; 0 takes a free one, -1 opens none.")
     ] = 9435

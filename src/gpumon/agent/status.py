@@ -8,10 +8,8 @@ through; the answer says why not. A port that is taken is a warning: measuring g
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import socket
-import socketserver
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import msgspec
 from gpumon import __version__, clock
 from gpumon.agent.counts import DeliveryCounts, SamplerCounts
 from gpumon.clock import Monotonic
+from gpumon.listening import listen
 from gpumon.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,8 @@ def _verdict(name: str, reasons: list[str]) -> Page:
 
 
 class StatusServer:
-    """Serves `pages`, path → what makes the page, until stopped. Port 0 takes a free one, -1 opens none."""
+    """Serves `pages`, path → what makes the page, until stopped. Host * is every interface; port 0 takes a free
+    one, -1 opens none."""
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]], *, host: str, port: int) -> None:
         self._pages = pages
@@ -139,19 +139,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    allow_reuse_address = os.name != "nt"  # on Windows it would share a port that is taken
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = listen(host, port, self.request_queue_size)
+        self.address_family = listener.family
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()  # the library's own, which was never bound
+        self.socket = listener
         self.pages = pages
         self._wakes, self._waker = socket.socketpair()
-        super().__init__((host, port), _Handler)  # closes the server, and so the pair, where it can't bind
-
-    def server_bind(self) -> None:
-        """Binds, without the look-up of the host's own name that HTTPServer adds: where there is no DNS it
-        takes many seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def serve(self, stop: Event) -> None:
         """Serves until `stop` is set and `wake` is called. Sleeps while nobody asks."""

@@ -14,7 +14,9 @@ from gpumon import __version__, clock
 from gpumon.server.api import accounts, errors, inventory, ops, receive, seed
 from gpumon.server.api.access import AccessLayer
 from gpumon.server.api.body import BodyLimit
+from gpumon.server.api.gate import Gate, describe
 from gpumon.server.api.state import ApiState
+from gpumon.server.auth.rights import open_rights
 from gpumon.server.days import zone_named
 from gpumon.server.engine import Engine
 from gpumon.server.metrics import ServerMetrics
@@ -33,7 +35,9 @@ Which pod held each GPU, which really used it, how hard, at what power, and what
 
 
 def create_app(settings: ServerSettings, now: clock.Now = clock.now) -> FastAPI:
-    """The application for these settings. Nothing is opened before its lifespan starts."""
+    """The application for these settings. Its data is not opened before its lifespan starts. Raises SettingsError
+    where the tokens can't be read that decide who is let in."""
+    rights = open_rights(settings.auth)
     engine = Engine(settings, now)
     metrics = ServerMetrics(engine)
 
@@ -44,6 +48,8 @@ def create_app(settings: ServerSettings, now: clock.Now = clock.now) -> FastAPI:
             yield
         finally:
             await anyio.to_thread.run_sync(engine.close)
+            if rights is not None:
+                rights.close()
 
     app = FastAPIOffline(
         title="gpumon",
@@ -66,6 +72,10 @@ def create_app(settings: ServerSettings, now: clock.Now = clock.now) -> FastAPI:
     errors.install(app)
     for module in (receive, inventory, accounts, seed, ops):
         app.include_router(module.router)
+    # A layer stands outside of those added before it.
+    if rights is not None:
+        app.add_middleware(Gate, rights=rights, metrics=metrics)
+        describe(app, rights)
     origins = [origin.strip() for origin in settings.server.cors_origins.split(",") if origin.strip()]
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

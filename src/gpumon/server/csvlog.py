@@ -79,7 +79,7 @@ class CsvLog:
                 del self._journal.sizes[name]
             self._journal.begin()
         except OSError as error:
-            raise StorageError(cannot_write(error)) from error
+            raise StorageError(cannot_write(error, self._folder)) from error
 
     def append(self, rows: Iterable[DatedRow], batches: list[BatchId], labels: Sequence[Labels] = ()) -> None:
         """Stores rows, the labels that do not stand in the files yet, and the ids of the batches they came in.
@@ -107,7 +107,7 @@ class CsvLog:
             )
         except OSError as error:
             self._parts.undo(touched)
-            raise StorageError(cannot_write(error)) from error
+            raise StorageError(cannot_write(error, self._folder)) from error
         except BaseException:
             self._parts.undo(touched)
             raise
@@ -124,7 +124,7 @@ class CsvLog:
         try:
             trial.write_bytes(bytes(_PROBE_BYTES))
         except OSError as error:
-            raise StorageError(cannot_write(error)) from error
+            raise StorageError(cannot_write(error, self._folder)) from error
         finally:
             with contextlib.suppress(OSError):
                 trial.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,16 +51,64 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def cannot_write(error: OSError) -> str:
-    """Says what is wrong with the data folder and what to do. Which folder it is, the log says: this goes out over
+def try_to_write(folder: Path) -> None:
+    """Raises OSError where no file can be made in the folder."""
+    trial = folder / "trial.new"
+    trial.touch()
+    trial.unlink(missing_ok=True)
+
+
+def cannot_write(error: OSError, folder: Path) -> str:
+    """Says why the data folder can't be written and what to do. Has no path of this machine: it goes out over
     HTTP."""
+    said = f"can't write to the data folder, [STORAGE] output_directory ({error.strerror or error})"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{said}: {_whose(error, folder)}"
     advice = {
-        "ENOSPC": "free some space, or set [STORAGE] data_retention_days or max_disk_mb",
-        "EACCES": "make the folder writable for the user the server runs as",
-        "EROFS": "the file system is mounted read-only; mount it writable",
+        errno.ENOSPC: "free some space, or set [STORAGE] data_retention_days or max_disk_mb",
+        errno.EDQUOT: "raise the quota, or set [STORAGE] data_retention_days or max_disk_mb",
+        errno.EROFS: "the file system is mounted read-only; mount it writable",
     }
-    name = errno.errorcode.get(error.errno or 0, "")
-    return (
-        f"can't write to the data folder, [STORAGE] output_directory ({error.strerror or error}): "
-        f"{advice.get(name, 'check the disk')}"
+    return f"{said}: {advice.get(error.errno or 0, 'check the disk')}"
+
+
+def _whose(error: OSError, folder: Path) -> str:
+    """Who the server is, whose that is which it may not write, and what to do about it."""
+    place, status = _refusing(Path(error.filename) if isinstance(error.filename, str) else folder)
+    if os.name == "nt" or status is None:
+        return "make the folder writable for the user the server runs as"
+    what = "the folder"
+    if place != folder:
+        inside = place.is_relative_to(folder)
+        what = f"{place.relative_to(folder)} in it" if inside else "the folder that it is to be made in"
+    user, groups = os.geteuid(), sorted({os.getegid(), *os.getgroups()})
+    numbers = ", ".join(map(str, groups))
+    whose = (
+        f"the server runs as user {user}, group{'s' if len(groups) > 1 else ''} {numbers}, and {what} belongs to "
+        f"user {status.st_uid}, group {status.st_gid}, mode {stat.S_IMODE(status.st_mode):04o}"
     )
+    if _lets_write(status, user, groups):
+        return f"{whose}, which lets it; see what else forbids it, such as SELinux, chattr +i, root_squash of NFS"
+    return (
+        f"{whose}; on Kubernetes set the chart value server.persistence.fixPermissions to true (fsGroup is not "
+        "applied to hostPath volumes), else chown the folder and all in it"
+    )
+
+
+def _refusing(path: Path) -> tuple[Path, os.stat_result | None]:
+    """What it is that refused: the file where it may not be written, else the nearest folder that is there."""
+    for place in (path, *path.parents):
+        try:
+            status = place.stat()
+        except OSError:
+            continue
+        if stat.S_ISDIR(status.st_mode) or not os.access(place, os.W_OK):
+            return place, status
+    return path, None
+
+
+def _lets_write(status: os.stat_result, user: int, groups: Iterable[int]) -> bool:
+    """Whether owner and mode let a user without capabilities write: a file by w, a folder by w and x."""
+    needed = stat.S_IWOTH | stat.S_IXOTH if stat.S_ISDIR(status.st_mode) else stat.S_IWOTH
+    shift = 6 if status.st_uid == user else 3 if status.st_gid in groups else 0
+    return (status.st_mode >> shift) & needed == needed

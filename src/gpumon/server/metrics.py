@@ -30,6 +30,12 @@ class ServerMetrics:
             "Entries of pods and labels left out as bad; their samples are stored.",
             registry=self._registry,
         )
+        self.auth_refusals = Counter(
+            "gpumon_server_auth_refusals",
+            "Requests refused for their token, by what they needed and why.",
+            ["right", "reason"],
+            registry=self._registry,
+        )
         self.request_seconds = Histogram(
             "gpumon_server_request_seconds",
             "Time to answer, by route, method and status.",

@@ -18,7 +18,12 @@ ENVIRONMENT_PREFIX = "GPUMON_SERVER__"
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Where the server listens and what it accepts."""
 
-    host: Annotated[str, Meta(description="Address to listen on. 0.0.0.0 is every IPv4 interface.")] = "0.0.0.0"  # noqa: S104
+    host: Annotated[
+        str,
+        Meta(
+            description="Address to listen on. 0.0.0.0 is every IPv4 interface, * every interface, IPv4 and IPv6."
+        ),
+    ] = "0.0.0.0"  # noqa: S104
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 5000
     debug: Annotated[bool, Meta(description="Log at DEBUG, whatever log_level says.")] = False
     timezone: Annotated[
@@ -40,6 +45,82 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(ge=0, le=600, description="At a stop, longest wait for requests under way.", extra={"unit": "s"}),
     ] = 10.0
+    tls_cert_file: Annotated[
+        str,
+        Meta(
+            description="Certificate (PEM, with the chain below it) by which the server speaks https. Read again "
+            "when it changes, so that a renewed one needs no restart. Empty: http."
+        ),
+    ] = ""
+    tls_key_file: Annotated[str, Meta(description="The certificate's private key (PEM), without a password.")] = ""
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may send samples and who may read. /health, /ready, / and /docs are open to all: they have no data."""
+
+    mode: Annotated[
+        Literal["none", "token", "serviceAccount"],
+        Meta(
+            description="Who may send samples. none: whoever reaches the server, as clients of the old program "
+            "need it. token: who has one of token_file. serviceAccount: pods whose service account is one of "
+            "service_accounts; Kubernetes is asked (TokenReview)."
+        ),
+    ] = "none"
+    token_file: Annotated[
+        str,
+        Meta(
+            description="With mode=token: file with the tokens that may send, one a line, # begins a comment. "
+            "Read again when it changes: put the new token beside the old one, then into the agents, then take "
+            "the old one out."
+        ),
+    ] = ""
+    read_token_file: Annotated[
+        str,
+        Meta(
+            description="File with the tokens that may read, in the same way; sent as a bearer token, or as the "
+            "password of any name. Empty: whoever reaches the server may read."
+        ),
+    ] = ""
+    audience: Annotated[
+        str,
+        Meta(
+            min_length=1, description="With mode=serviceAccount: for whom a service account's token must be made."
+        ),
+    ] = "gpumon"
+    service_accounts: Annotated[
+        str,
+        Meta(
+            description="With mode=serviceAccount: the service accounts that may send, namespace/name, separated "
+            "by commas."
+        ),
+    ] = ""
+    review_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="With mode=serviceAccount: how long what Kubernetes said of a token holds. A revoked "
+            "token is let in for so long.",
+            extra={"unit": "s"},
+        ),
+    ] = 60.0
+    kubeconfig: Annotated[
+        str,
+        Meta(
+            description="With mode=serviceAccount: a kubeconfig file for the Kubernetes API. Empty: the service "
+            "account that the server's pod runs with."
+        ),
+    ] = ""
+    failures_per_minute: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Refusals that one address may earn in a minute; from then on it is answered 429 until "
+            "the minute is over. A right token is always let in; with mode=serviceAccount, one that Kubernetes has "
+            "not found right lately waits.",
+        ),
+    ] = 60
 
 
 class Storage(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +316,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of the server."""
 
     server: Server = Server()
+    auth: Auth = Auth()
     storage: Storage = Storage()
     logging: Logging = Logging()
     performance: Performance = Performance()

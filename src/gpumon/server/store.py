@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 
 from gpumon.errors import QueryError, StorageError
-from gpumon.server.disk import cannot_write
+from gpumon.server.disk import cannot_write, try_to_write
 from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query, newest_of
 from gpumon.server.tables import TABLES
 
@@ -66,8 +66,9 @@ class Store:
         StorageError."""
         try:
             self._state.mkdir(parents=True, exist_ok=True)
+            try_to_write(self._state)  # DuckDB's words on it would have neither the cause nor the cure
         except OSError as error:
-            raise StorageError(cannot_write(error)) from error
+            raise StorageError(cannot_write(error, self._state.parent)) from error
         try:
             self._database = self._connect()
         except duckdb.IOException as error:
@@ -193,4 +194,6 @@ class Store:
                 old.unlink(missing_ok=True)
             return self._connect()
         except (duckdb.Error, OSError) as again:
-            raise StorageError(f"can't make the database below .gpumon in the data folder: {again}") from again
+            # Without the path, as this goes out over HTTP.
+            said = str(again).replace(str(self._path), self._path.name)
+            raise StorageError(f"can't make the database below .gpumon in the data folder: {said}") from again

@@ -31,6 +31,7 @@ from gpumon.agent.doctor.spool import SPOOL
 from gpumon.agent.ports import ClaimedDevice
 from gpumon.agent.settings import AgentSettings
 from gpumon.agent.shipping.batcher import agent_name
+from gpumon.agent.shipping.connection import Destination
 from gpumon.agent.shipping.serverprobe import Probe, address_of, probe
 from gpumon.agent.surroundings import Surroundings
 from gpumon.errors import GpumonError
@@ -59,15 +60,15 @@ class _Seen:
 
 class Doctor:
     """Examines one agent's doors. `gpus` looks at the GPUs, which are `simulated` or not, for `gpus_seconds` at
-    most; `delivery_trouble` is what the running agent's last delivery met. Raises SettingsError for a `url` that
-    is none. `examine` may be called from any thread; one at a time is answered."""
+    most; `delivery_trouble` is what the running agent's last delivery met. Raises SettingsError for a destination
+    that can't be one. `examine` may be called from any thread; one at a time is answered."""
 
     def __init__(
         self,
         settings: AgentSettings,
         surroundings: Surroundings,
         cluster: Cluster,
-        url: str,
+        to: Destination,
         gpus: Callable[[], SeenGpus],
         *,
         gpus_seconds: float = LOOK_SECONDS,
@@ -77,11 +78,11 @@ class Doctor:
         self._settings = settings
         self._surroundings = surroundings
         self._cluster = cluster
-        self._url = url
+        self._to = to
         self._gpus = gpus
         self._gpus_seconds = gpus_seconds
         self._simulated = simulated
-        self._address = address_of(url)
+        self._address = address_of(to)
         self._delivery_trouble = delivery_trouble
         self._site = Site(surroundings.in_pod)
         self._looks = Looks()
@@ -99,7 +100,7 @@ class Doctor:
         begun_at, looks, cluster = clock.monotonic(), self._looks, self._cluster
         attributes = self._settings.attribution.enabled
         gpus_look = looks.begin("gpus", self._gpus)
-        server_look = looks.begin("server", partial(probe, self._url))
+        server_look = looks.begin("server", partial(probe, self._to))
         spool_look = looks.begin("spool", self._see_spool)
         pods_look = looks.begin("pods", partial(pods.see_pods, cluster.pods)) if attributes else None
         kubelet_look = self._begin_kubelet() if attributes else None

@@ -27,7 +27,8 @@ def check_server(seen: Probe, delivery_trouble: str | None, site: Site, *, compr
         "see that the server runs, and [SERVER] server_host and server_port",
     )
     if seen.root is None or seen.health is None:
-        return Finding(SERVER, BROKEN, f"{seen.address}: {seen.trouble}", address)
+        fix = _tls_advice(site) if seen.about_tls else address
+        return Finding(SERVER, BROKEN, f"{seen.address}: {seen.trouble}", fix)
     if seen.root.status in _AUTH:
         return Finding(SERVER, OK, f"{seen.address} answers in {seen.milliseconds:.0f} ms, but not to everybody")
     if seen.root.fields.get("message") != ROOT_MESSAGE:
@@ -52,7 +53,7 @@ def check_server(seen: Probe, delivery_trouble: str | None, site: Site, *, compr
             f"{evidence}; it can't store samples: {_told(seen.health)}",
             "see the server's log and disk; samples wait in the agents' spools until then",
         )
-    if delivery_trouble is not None:
+    if delivery_trouble is not None and not _is_shut_out(seen):
         return Finding(
             SERVER,
             BROKEN,
@@ -63,29 +64,29 @@ def check_server(seen: Probe, delivery_trouble: str | None, site: Site, *, compr
 
 
 def check_auth(seen: Probe, site: Site) -> Finding:
-    """Whether samples are let in: an empty list is, and then refused for being empty."""
+    """Whether samples are let in: an empty list is, and then refused for being empty. A token that can't be read
+    is found before the server is asked."""
+    if seen.no_token is not None:
+        return Finding(
+            AUTH,
+            BROKEN,
+            seen.no_token,
+            site.either(
+                "the Secret that the chart value auth.existingSecret names must have the key that "
+                "auth.existingSecretKey names; leave both out for a Secret of the chart's own",
+                "make the file readable for the agent's user, and write a token to it that the server's [AUTH] "
+                "token_file has, too",
+            ),
+        )
     if seen.post is None:
         return after(AUTH, SERVER)
     status = seen.post.status
     if status in _LET_IN:
         return Finding(AUTH, OK, f"an empty list is let in (HTTP {status})")
     evidence = f"POST {seen.address}: {_told(seen.post)}"
-    if status in _AUTH:
-        who = (
-            "the server does not know this agent"
-            if status != 403
-            else "the server knows this agent, and refuses it"
-        )
-        return Finding(
-            AUTH,
-            BROKEN,
-            f"{evidence}; {who}",
-            site.either(
-                "the chart values auth.mode and auth.existingSecret must be the same for server and agent; "
-                "restart the agent after its Secret has changed",
-                "see the name and password in [SERVER] server_host, and what stands between agent and server",
-            ),
-        )
+    if _is_shut_out(seen):
+        who, fix = _why_shut_out(seen, status, site)
+        return Finding(AUTH, BROKEN, f"{evidence}; {who}", fix)
     if seen.root is not None and seen.root.fields.get("message") != ROOT_MESSAGE:
         return after(AUTH, SERVER)
     if status in (429, 503):
@@ -123,6 +124,45 @@ def check_clock(seen: Probe, site: Site) -> Finding:
         BROKEN,
         f"{evidence}: samples count for the wrong hours, and may be refused",
         f"set both clocks by NTP (timedatectl, chronyc tracking); how far ahead a sample may be is {limit}",
+    )
+
+
+def _is_shut_out(seen: Probe) -> bool:
+    """Whether it is for who the agent is that nothing is delivered. To an empty list a gpumon server that can
+    store samples says 429 only where it has refused too much, 503 only where it can't find out."""
+    if seen.post is None or seen.post.status in _AUTH:
+        return seen.post is not None or seen.no_token is not None
+    ours = seen.post.fields.get("error_code") == f"HTTP_{seen.post.status}"
+    stores = seen.health is not None and seen.health.status < 500
+    return ours and stores and seen.post.status in (429, 503)
+
+
+def _why_shut_out(seen: Probe, status: int, site: Site) -> tuple[str, str]:
+    """What that says, and what to do."""
+    if status == 503:
+        return "the server can't find out who the agent is", site.either(
+            "with the chart value auth.mode=serviceAccount the server must reach the Kubernetes API and have the "
+            "right to create tokenreviews; see its log",
+            "the server must reach the Kubernetes API; see its log and its [AUTH] kubeconfig",
+        )
+    who = {
+        403: "the server knows this agent, and refuses it",
+        429: "too many wrong tokens came from here within a minute",
+    }.get(status, "the server does not know this agent" + ("" if seen.shows else ", which sends no token"))
+    return who, site.either(
+        "the chart values auth.mode and auth.existingSecret must be the same for server and agent, and "
+        "auth.serviceAccounts must have an agent of another release or namespace",
+        "the first line of [AUTHENTICATION] token_file must be a token that the server's [AUTH] token_file has; "
+        "see also the name and password in [SERVER] server_host, and what stands between agent and server",
+    )
+
+
+def _tls_advice(site: Site) -> str:
+    return site.either(
+        "the chart values server.tls.existingSecret and server.tls.caSecret must be of one authority: the agents "
+        "trust ca.crt of the latter, and the server's certificate must name its Service",
+        "[SERVER] ca_file must have the authority that signed the server's certificate, which must name the host "
+        "in server_host; where the server has no certificate, write http://",
     )
 
 

@@ -4,6 +4,7 @@ install        puts the library under the binding; dispatch
 calls, lists, fields, mig, gpm, events, library   what NVML's functions answer, by subject
 state          handles, initialisation, the scenario as it stands now
 simnode, simgpu, timeline, loadcurve              the simulated node and GPUs as functions of time
+identity                                          the UUIDs, and the scenario's processes by them
 scenario, scenario_file                           the TOML: its types; reading and checking it
 abi            the numbers of nvml.h
 models/        GPU models as data;  demo.toml     the scenario of `gpumon demo`

@@ -16,6 +16,11 @@ They are written in TOML and read by `scenario_file`:
       utilization = 40                            # its own load: a GPU is as busy as its processes together
       from = 60                                   # it runs from then on, until `to`; left out: always
 
+      [[node.processes]]
+      gpu = "each"                                # as if it stood here once for each GPU of the node
+      cmdline = "^python3 .* sample --gpu=\\S*{uuid}"   # of processes that tell their GPU: the kubelet gave it
+      utilization = 80
+
       [[node.pods]]
       name = "train-7f9c4-x2x5k"
       owner = "Deployment/train"
@@ -31,6 +36,16 @@ They are written in TOML and read by `scenario_file`:
       call = "nvmlDeviceGetPowerUsage"
       error = "Unknown"
       every = 3
+
+`cmdline` is searched in the words of a command line, joined by spaces. `{uuid}` in it stands for the UUID of the
+entry's GPU or, with `mig`, of its instance. In a pod, the variable NVIDIA_VISIBLE_DEVICES has the UUIDs of what
+the kubelet gave to it, separated by commas; so it has to be a word of the command line. A shell that stays has in
+its own command line what it runs, and may count as a second process. So let it give way to the program by exec,
+and begin the pattern with ^ and the program's name:
+
+    command: [sh, -c, 'exec python3 -c "import signal; signal.pause()" sample --gpu=$NVIDIA_VISIBLE_DEVICES']
+
+Seconds count from the start of whoever reads the scenario; where several do, write date-times.
 """
 
 from __future__ import annotations
@@ -38,12 +53,16 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from gpumon.agent.fakenvml.loadcurve import Bursts, Load, Percent, Period, Steady, Wave
+
+EACH: Final = "each"
+UUID_PLACE: Final = "{uuid}"
+"""What stands for the UUID in a pattern."""
 
 Moment = float | datetime
 Index = Annotated[int, Meta(ge=0)]
@@ -162,10 +181,20 @@ def _load(utilization: float | Wave | Bursts) -> Load:
 class ProcessEntry(Window, frozen=True, kw_only=True):
     """A process with a context on a GPU, or several that a pattern finds; with a time, only then."""
 
-    gpu: Annotated[Index, Meta(description="index of the GPU on its node")] = 0
+    gpu: Annotated[
+        Index | Literal["each"],
+        Meta(
+            description='index of the GPU on its node, or "each": one such entry for each GPU that is not split '
+            "or, with mig, that has the instance"
+        ),
+    ] = 0
     pid: Annotated[Pid | None, Meta(description="process id; this or cmdline")] = None
     cmdline: Annotated[
-        str | None, Meta(description="regular expression, searched in the command lines of real processes")
+        str | None,
+        Meta(
+            description="regular expression, searched in the command lines of real processes; {uuid} stands for "
+            "the UUID of the GPU or, with mig, of the instance"
+        ),
     ] = None
     kind: Annotated[Literal["compute", "graphics", "mps"], Meta(description='"compute", "graphics" or "mps"')] = (
         "compute"

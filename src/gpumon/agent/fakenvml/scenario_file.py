@@ -18,7 +18,10 @@ import msgspec
 
 from gpumon.agent.fakenvml import loadcurve
 from gpumon.agent.fakenvml.abi import ERRORS
+from gpumon.agent.fakenvml.identity import gpu_uuid, gpus_of, has_instance, places
 from gpumon.agent.fakenvml.scenario import (
+    EACH,
+    UUID_PLACE,
     EventEntry,
     FaultEntry,
     GpuEntry,
@@ -40,6 +43,7 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
     "faults": FaultEntry,
     "lost": Window,
 }
+_SOME_UUID = re.escape(gpu_uuid("node", 0))
 _SHAPES: Mapping[str, type[msgspec.Struct]] = {"wave": loadcurve.Wave, "bursts": loadcurve.Bursts}
 
 
@@ -119,7 +123,7 @@ def _problems(scenario: Scenario, calls: Collection[str]) -> Iterator[tuple[str,
         if node.driver_loaded_at.tzinfo is None:
             yield f"{at}.driver_loaded_at", "has no zone; write it with Z, 2026-01-01T00:00:00Z"
         yield from _gpu_problems(at, node)
-        gpus = [entry for entry in node.gpus for _ in range(entry.count)]
+        gpus = gpus_of(node)
         for i, process in enumerate(node.processes):
             yield from _process_problems(f"{at}.processes[{i}]", process, gpus)
         for i, pod in enumerate(node.pods):
@@ -165,17 +169,32 @@ def _process_problems(where: str, process: ProcessEntry, gpus: list[GpuEntry]) -
     if (process.pid is None) == (process.cmdline is None):
         yield where, "write either pid or cmdline"
     try:
-        re.compile(process.cmdline or "")
+        re.compile((process.cmdline or "").replace(UUID_PLACE, _SOME_UUID))
     except re.error as error:
         yield f"{where}.cmdline", f"is no regular expression: {error}"
     yield from _window_problems(where, process)
+    if process.gpu == EACH:
+        yield from _each_problems(where, process, gpus)
+        return
     yield from _no_such_gpu(f"{where}.gpu", process.gpu, gpus)
     if process.gpu < len(gpus):
-        profiles = gpus[process.gpu].mig
-        if process.mig is not None and (process.mig >= len(profiles) or not profiles[process.mig]):
-            yield f"{where}.mig", f"names no instance; the GPU's mig is {profiles}"
-        if process.mig is None and any(profiles):
+        gpu = gpus[process.gpu]
+        if process.mig is not None and not has_instance(gpu, process.mig):
+            yield f"{where}.mig", f"names no instance; the GPU's mig is {gpu.mig}"
+        if process.mig is None and any(gpu.mig):
             yield where, "has no mig; on a GPU in MIG mode a process runs in an instance, write its index"
+
+
+def _each_problems(where: str, process: ProcessEntry, gpus: list[GpuEntry]) -> Iterator[tuple[str, str]]:
+    if process.pid is not None:
+        yield f"{where}.gpu", "can't be each of one pid; write an index, or find processes by cmdline"
+    if not gpus:
+        yield from _no_such_gpu(f"{where}.gpu", 0, gpus)
+    elif not places(process, gpus):
+        what = (
+            "is whole; write mig" if process.mig is None else f"has an instance {process.mig}; write another mig"
+        )
+        yield f"{where}.gpu", f"finds no GPU: none of this node {what}, or change mig of [[node.gpus]]"
 
 
 def _pod_problems(where: str, pod: PodEntry, gpus: list[GpuEntry]) -> Iterator[tuple[str, str]]:
@@ -183,7 +202,7 @@ def _pod_problems(where: str, pod: PodEntry, gpus: list[GpuEntry]) -> Iterator[t
     for i, index in enumerate(pod.gpus):
         yield from _no_such_gpu(f"{where}.gpus[{i}]", index, gpus)
         profiles = gpus[index].mig if index < len(gpus) else []
-        if profiles and (pod.mig is None or pod.mig >= len(profiles) or not profiles[pod.mig]):
+        if profiles and (pod.mig is None or not has_instance(gpus[index], pod.mig)):
             yield f"{where}.mig", f"names no instance; the GPU's mig is {profiles}"
 
 

@@ -1,7 +1,8 @@
 """A node's simulated GPUs as a scenario has them now: their identity, processes, memory, and when they are lost.
 
-A GPU whose processes are all given by `cmdline` or a time is busy only while one of them runs: a pod that trains
-makes it busy, and when the pod ends, so does the load.
+Entries come as `identity` has spelled them out: each process has the index of one GPU. A GPU whose processes are
+all given by `cmdline` or a time is busy only while one of them runs: a pod that trains makes it busy, and when the
+pod ends, so does the load.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpumon.agent.fakenvml import scenario_file
 from gpumon.agent.fakenvml.abi import NO_INSTANCE
+from gpumon.agent.fakenvml.identity import gpu_seed, gpu_uuid, gpus_of, mig_uuid
 from gpumon.agent.fakenvml.scenario import GpuEntry, GpuModel, MigProfile, NodeEntry, ProcessEntry, Window, instant
 from gpumon.agent.fakenvml.simgpu import MIB, Carried, Held, Memory, MigInstance, SimGpu
 from gpumon.agent.fakenvml.timeline import Ground, Timeline, Worker, make_timeline
 
-_NAMES = uuid.uuid5(uuid.NAMESPACE_DNS, "fake.gpumon.invalid")
 _XID_OFF_THE_BUS = 79
 _PAGE = 2 * MIB
 
@@ -52,7 +52,7 @@ def make_gpus(
 ) -> Iterator[SimGpu]:
     """The GPUs of a node as they are at an instant, with counters that have counted since the driver was
     loaded."""
-    for index, spec in enumerate(gpu for gpu in entry.gpus for _ in range(gpu.count)):
+    for index, spec in enumerate(gpus_of(entry)):
         entries = [process for process in entry.processes if process.gpu == index]
         here = [process for process in running if process.entry.gpu == index]
         gpu = _gpu(
@@ -83,8 +83,7 @@ def _gpu(
     lost: tuple[tuple[float, float], ...],
 ) -> SimGpu:
     """A GPU with its processes: `entries` are those that it may have, `here` those that were found."""
-    seed = uuid.uuid5(_NAMES, f"{node}/{index}")
-    phase = seed.int % 10_000 / 10_000
+    phase = gpu_seed(node, index).int % 10_000 / 10_000
     total, reserved = model.memory_mib * MIB, model.memory_reserved_mib * MIB
     base = model.memory_idle_mib * MIB
     present = [process for process in here if process.entry.holds(t, started)]
@@ -92,7 +91,7 @@ def _gpu(
     instances: tuple[MigInstance | None, ...] = ()
     if any(entry.mig):
         instances = tuple(
-            _instance(f"{node}/{index}", i, model.mig_profiles[profile], profile, present, phase)
+            _instance(mig_uuid(node, index, i), i, model.mig_profiles[profile], profile, present, phase)
             if profile
             else None
             for i, profile in enumerate(entry.mig)
@@ -106,7 +105,7 @@ def _gpu(
         index=index,
         entry=entry,
         model=model,
-        uuid=f"GPU-{seed}",
+        uuid=gpu_uuid(node, index),
         phase=phase,
         timeline=_timeline(entry, model, entries, here, started, phase),
         memory=Memory(total, reserved, used),
@@ -143,7 +142,7 @@ def _timeline(
 
 
 def _instance(
-    gpu: str, index: int, profile: MigProfile, name: str, present: Sequence[Running], phase: float
+    uuid: str, index: int, profile: MigProfile, name: str, present: Sequence[Running], phase: float
 ) -> MigInstance:
     inside = [process for process in present if process.entry.mig == index]
     total = profile.memory_mib * MIB
@@ -151,7 +150,7 @@ def _instance(
     used, held = _hold(inside, None, total, 0, phase, not inside, gpu_instance=index + 1)
     return MigInstance(
         index=index,
-        uuid=f"MIG-{uuid.uuid5(_NAMES, f'{gpu}/mig/{index}')}",
+        uuid=uuid,
         name=name,
         profile=profile,
         gpu_instance=index + 1,

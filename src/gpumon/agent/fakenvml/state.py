@@ -19,6 +19,7 @@ from typing import Any
 
 from gpumon.agent.fakenvml import scenario_file
 from gpumon.agent.fakenvml.abi import Return
+from gpumon.agent.fakenvml.identity import node_entry
 from gpumon.agent.fakenvml.scenario import NodeEntry, Scenario, instant
 from gpumon.agent.fakenvml.simgpu import MigInstance, SimGpu
 from gpumon.agent.fakenvml.simnode import Running, find_running, make_gpus, unchanged_within
@@ -63,7 +64,6 @@ class State:
         proc: Path,
     ) -> None:
         t = clock()
-        self.scenario = scenario
         self.node = node
         self.path = path
         self.calls = calls
@@ -82,8 +82,8 @@ class State:
         self._mtime = _mtime(path)
         self._running: list[Running] = []
         self._unchanged_within = (t, t)
-        entry = scenario.entry(node)
-        self._adopt(entry, self._find(entry), t)
+        self._wanted = node_entry(scenario, node)
+        self._adopt(self._wanted, self._find(self._wanted), t)
 
     def refresh(self, t: float) -> None:
         """Looks at the file and the processes, if that was a second ago. A clock set back counts, too."""
@@ -94,7 +94,7 @@ class State:
             if abs(t - self._looked_at) >= REFRESH_SECONDS:
                 self._looked_at = t
                 reloaded = self._reload()
-                entry = self.scenario.entry(self.node)
+                entry = self._wanted
                 if reloaded or _searches(entry):
                     running = self._find(entry)
                 changed = changed or reloaded or running != self._running
@@ -205,7 +205,7 @@ class State:
             return False
         self._mtime = mtime
         try:
-            self.scenario = scenario_file.load(self.path, self.calls)
+            self._wanted = node_entry(scenario_file.load(self.path, self.calls), self.node)
         except SettingsError as error:
             log.warning("scenario_kept reason=%s", error)
             return False

@@ -8,9 +8,8 @@
             ClaimResource          driver_name=2, pool_name=3, device_name=4
     AllocatableResourcesResponse   devices=1 (ContainerDevices)
 
-Every field that is read is of text or a message. All others, known or not, are skipped: a newer kubelet may say
-more. Bytes that are no protobuf, or give one of these fields another type, are Malformed as a whole. Text that is
-no UTF-8 is read with U+FFFD in the place of what is none.
+Every field that is read is of text or a message; see `gpumon.agent.protobuf` for what is skipped, and what is
+Malformed.
 """
 
 from __future__ import annotations
@@ -18,14 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from gpumon.agent.ports import ClaimedDevice, ContainerDevices
+from gpumon.agent.protobuf import Malformed, as_text, known_fields
 
-_VARINT, _FIXED64, _BYTES, _GROUP_START, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5
-_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
-_LARGEST_TAG = 0xFFFF_FFFF
-
-
-class Malformed(Exception):
-    """Bytes that are not the message they should be. The text says why, in a few words."""
+__all__ = ["Malformed", "allocatable_response", "list_response"]
 
 
 def list_response(message: bytes) -> list[ContainerDevices]:
@@ -33,7 +27,7 @@ def list_response(message: bytes) -> list[ContainerDevices]:
     one resource is together, however many entries the kubelet gives it. Raises Malformed."""
     return [
         container
-        for _, pod in _known_fields(message, 1)
+        for _, pod in known_fields(message, 1)
         for container in _pod(pod)
         if container.device_ids or container.claimed
     ]
@@ -41,18 +35,18 @@ def list_response(message: bytes) -> list[ContainerDevices]:
 
 def allocatable_response(message: bytes) -> dict[str, frozenset[str]]:
     """Resource name → device ids, of an AllocatableResourcesResponse. Raises Malformed."""
-    entries = (entry for _, entry in _known_fields(message, 1))
+    entries = (entry for _, entry in known_fields(message, 1))
     return {resource: frozenset(ids) for resource, ids in _merged(entries).items()}
 
 
 def _pod(message: bytes) -> Iterator[ContainerDevices]:
     name = namespace = ""
     containers = []
-    for field, value in _known_fields(message, 1, 2, 3):
+    for field, value in known_fields(message, 1, 2, 3):
         if field == 1:
-            name = _text(value)
+            name = as_text(value)
         elif field == 2:
-            namespace = _text(value)
+            namespace = as_text(value)
         else:
             containers.append(value)
     for container in containers:
@@ -63,9 +57,9 @@ def _container(message: bytes, namespace: str, pod: str) -> ContainerDevices:
     name = ""
     devices: list[bytes] = []
     claimed: dict[ClaimedDevice, None] = {}
-    for field, value in _known_fields(message, 1, 2, 5):
+    for field, value in known_fields(message, 1, 2, 5):
         if field == 1:
-            name = _text(value)
+            name = as_text(value)
         elif field == 2:
             devices.append(value)
         else:
@@ -79,11 +73,11 @@ def _merged(entries: Iterable[bytes]) -> dict[str, tuple[str, ...]]:
     for entry in entries:
         resource = ""
         ids = []
-        for field, value in _known_fields(entry, 1, 2):
+        for field, value in known_fields(entry, 1, 2):
             if field == 1:
-                resource = _text(value)
+                resource = as_text(value)
             else:
-                ids.append(_text(value))
+                ids.append(as_text(value))
         if ids:
             merged.setdefault(resource, {}).update(dict.fromkeys(ids))
     return {resource: tuple(ids) for resource, ids in merged.items()}
@@ -91,76 +85,9 @@ def _merged(entries: Iterable[bytes]) -> dict[str, tuple[str, ...]]:
 
 def _claimed(dynamic_resource: bytes) -> Iterator[ClaimedDevice]:
     """The devices of a claim. One without a name is left out: before Kubernetes 1.31 the kubelet gave none."""
-    for _, claim in _known_fields(dynamic_resource, 4):
+    for _, claim in known_fields(dynamic_resource, 4):
         names = {2: "", 3: "", 4: ""}
-        for field, value in _known_fields(claim, *names):
-            names[field] = _text(value)
+        for field, value in known_fields(claim, *names):
+            names[field] = as_text(value)
         if names[4]:
             yield ClaimedDevice(*names.values())
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", errors="replace")
-
-
-def _known_fields(message: bytes, *numbers: int) -> Iterator[tuple[int, bytes]]:
-    """(field number, value) of the fields with these numbers, in the message's order. Raises Malformed where one
-    of them is of another type, and for whatever is no protobuf, in the fields between, too."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        number, kind = tag >> 3, tag & 7
-        if number not in numbers:
-            at = _skip(message, at, tag)
-        elif kind == _BYTES:
-            length, at = _varint(message, at)
-            end = _within(message, at + length)
-            yield number, message[at:end]
-            at = end
-        else:
-            raise Malformed(f"field {number} is of another type")
-
-
-def _skip(message: bytes, at: int, tag: int) -> int:
-    """Where the field ends whose tag was read and whose value begins at `at`; a group does with its end tag."""
-    groups: list[int] = []
-    while True:
-        number, kind = tag >> 3, tag & 7
-        if number == 0 or tag > _LARGEST_TAG:
-            raise Malformed("it has a field without a number that can be")
-        if kind == _VARINT:
-            _, at = _varint(message, at)
-        elif kind == _BYTES:
-            length, at = _varint(message, at)
-            at = _within(message, at + length)
-        elif kind in _FIXED_BYTES:
-            at = _within(message, at + _FIXED_BYTES[kind])
-        elif kind == _GROUP_START:
-            groups.append(number)
-        elif kind != _GROUP_END or not groups or groups.pop() != number:
-            raise Malformed("it has a field of no type that there is")
-        if not groups:
-            return at
-        tag, at = _varint(message, at)
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The integer at `at`, of ten bytes at most, and where it ends."""
-    if at < len(message) and message[at] < 0x80:  # nearly every one
-        return message[at], at + 1
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            raise Malformed("it ends too early")
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise Malformed("it has an integer that does not end")
-
-
-def _within(message: bytes, end: int) -> int:
-    if end > len(message):
-        raise Malformed("it ends too early")
-    return end

@@ -5,21 +5,19 @@
 | 2xx that says `"success": true` | delivered; rows it could not take are counted and logged |
 | 413, 422; 400 and 415 with a `detail` | poison: the same bytes will never be taken |
 | anything else: other statuses, no connection, no answer in time, an answer nobody understands | retry |
+| none, for the token or the certificates can't be read (`connection`) | retry |
 
 A 400 or 415 without a `detail` comes from something on the way, such as a proxy that expects https: no fault
 of the batch. A 422 never holds up the batches behind it, whoever sent it.
 An answer is read as it is on the wire, up to ANSWER_BYTES: whatever answers, it costs no more memory or time.
 Redirects are not followed: samples go where the settings say, and a redirect means that the settings are wrong.
-Proxy variables of the environment are not followed either: in a cluster they are meant for the way out, and
-the server's name is rarely in NO_PROXY. For https, SSL_CERT_FILE and SSL_CERT_DIR do hold.
-A name and password in the address go out as basic authentication; no message has them, nor the query.
+No message has what the agent shows to be let in, nor the address's query.
 """
 
 from __future__ import annotations
 
 import gzip
 import logging
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,9 +26,10 @@ from email.utils import parsedate_to_datetime
 import httpx
 import msgspec
 
-from gpumon import __version__, clock
+from gpumon import clock
 from gpumon.agent.counts import DeliveryCounts
 from gpumon.agent.ports import Batch, Outcome
+from gpumon.agent.shipping.connection import AccessTrouble, Connection, Destination, reason_of, without_secret
 from gpumon.clock import Monotonic, Now
 from gpumon.errors import SettingsError
 from gpumon.model.sample import BATCH_HEADER
@@ -39,8 +38,6 @@ log = logging.getLogger(__name__)
 
 _UNACCEPTABLE = frozenset({413, 422})
 _REFUSED_WITH_DETAIL = frozenset({400, 415})
-_KEEP_ALIVE_SECONDS = 2.0
-"""Less than the 5 s after which uvicorn closes an idle connection: no request meets one that is closing."""
 ANSWER_BYTES = 65536
 """What is read of an answer; the server's longest, with the most faults that it lists, is far shorter."""
 SHOWN = 200
@@ -61,18 +58,23 @@ class _Answer(msgspec.Struct):
 class _Response:
     """An answer, of its body the beginning."""
 
+    request: httpx.Request
     status: int
     headers: httpx.Headers
     body: bytes
 
+    def said(self, part: bytes) -> str:
+        """The beginning of a part of the body, for people."""
+        return without_secret(self.request, part).decode("utf-8", errors="replace")[:SHOWN]
+
 
 class HttpSink:
-    """Implements `gpumon.agent.ports.BatchSink`. Used by one thread. Raises SettingsError when it is made with
-    an address that is none."""
+    """Implements `gpumon.agent.ports.BatchSink`. Used by one thread. Raises SettingsError when it is made with an
+    address that is none, with settings that exclude one another, or with certificates that can't be read."""
 
     def __init__(
         self,
-        url: str,
+        to: Destination,
         counts: DeliveryCounts,
         *,
         connect_timeout_seconds: float,
@@ -81,19 +83,20 @@ class HttpSink:
         now: Now = clock.now,
         monotonic: Monotonic = clock.monotonic,
     ) -> None:
-        given = checked_url(url)
-        self._url = given.copy_with(username="", password="")
+        self._connection = Connection(
+            to, connect_timeout_seconds=connect_timeout_seconds, read_timeout_seconds=read_timeout_seconds
+        )
+        self._url = self._connection.url
         self._shown_url = str(self._url.copy_with(query=None))
         self._counts = counts
         self._compress = compress
         self._read_timeout_seconds = read_timeout_seconds
         self._now = now
         self._monotonic = monotonic
-        self._client = open_client(
-            given,
-            connect_timeout_seconds=connect_timeout_seconds,
-            read_timeout_seconds=read_timeout_seconds,
-        )
+        try:
+            self._connection.open()
+        except AccessTrouble as error:
+            raise SettingsError(str(error)) from error
 
     def deliver(self, batch: Batch) -> Outcome:
         """Tries once."""
@@ -104,19 +107,19 @@ class HttpSink:
             headers["Content-Encoding"] = "gzip"
         try:
             response = self._post(body, headers)
-        except (httpx.HTTPError, OSError) as error:
+        except (AccessTrouble, httpx.HTTPError, OSError) as error:
             return Outcome("retry", f"{self._shown_url}: {reason_of(error)}")
         self._counts.sent_bytes += len(body)
         return self._outcome(batch, response)
 
     def close(self) -> None:
         """Closes the connection."""
-        self._client.close()
+        self._connection.close()
 
     def _post(self, body: bytes, headers: dict[str, str]) -> _Response:
         """Reads the answer until it ends or is too long. httpx's timeout is for each read, and an answer that
         drips never meets it; so the rest has `read_timeout_seconds` from the first lines on."""
-        with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+        with self._connection.stream("POST", self._url, content=body, headers=headers) as response:
             deadline = self._monotonic() + self._read_timeout_seconds
             answer = bytearray()
             for chunk in response.iter_raw():
@@ -125,27 +128,29 @@ class HttpSink:
                     break
                 if self._monotonic() > deadline:
                     raise httpx.ReadTimeout("the answer does not end")
-            return _Response(response.status_code, response.headers, bytes(answer[:ANSWER_BYTES]))
+            return _Response(
+                response.request, response.status_code, response.headers, bytes(answer[:ANSWER_BYTES])
+            )
 
     def _outcome(self, batch: Batch, response: _Response) -> Outcome:
         answer = _read(response.body)
         if httpx.codes.is_success(response.status):
             if answer is None or not answer.success:
-                said = _text(response.body)
+                said = response.said(response.body)
                 return Outcome("retry", f"{self._shown_url} answers, but is no gpumon server: {said!r}")
-            self._note_rejected(batch, answer)
+            self._note_rejected(batch, answer, response)
             return Outcome("delivered")
         has_detail = answer is not None and bytes(answer.detail) != b"null"
-        said = _detail(answer.detail) if answer is not None and has_detail else _text(response.body)
+        said = response.said(_plain(answer.detail) if answer is not None and has_detail else response.body)
         location = response.headers.get("Location")
         if httpx.codes.is_redirect(response.status) and location is not None:
-            said = f"redirects to {location}; set [SERVER] server_host to where it is"
+            said = f"redirects to {response.said(location.encode())}; set [SERVER] server_host to where it is"
         reason = f"{self._shown_url}: HTTP {response.status}" + (f": {said}" if said else "")
         if response.status in _UNACCEPTABLE or (response.status in _REFUSED_WITH_DETAIL and has_detail):
             return Outcome("poison", reason)
         return Outcome("retry", reason, _retry_after(response.headers, self._now()))
 
-    def _note_rejected(self, batch: Batch, answer: _Answer) -> None:
+    def _note_rejected(self, batch: Batch, answer: _Answer, response: _Response) -> None:
         rejected = answer.failed_count or 0
         if rejected > 0:
             self._counts.rejected_samples += rejected
@@ -154,48 +159,8 @@ class HttpSink:
                 batch.id,
                 rejected,
                 batch.samples,
-                _text(b", ".join(map(bytes, (answer.errors or ())[:3]))),
+                response.said(b", ".join(map(bytes, (answer.errors or ())[:3]))),
             )
-
-
-def open_client(given: httpx.URL, *, connect_timeout_seconds: float, read_timeout_seconds: float) -> httpx.Client:
-    """The way to the server at `given`, with the name and password in it. Raises SettingsError where certificates
-    that are named can't be read."""
-    return httpx.Client(
-        auth=(given.username, given.password) if given.userinfo else None,
-        # Certificates cost memory and are not needed for http.
-        verify=_certificates() if given.scheme == "https" else False,
-        trust_env=False,
-        follow_redirects=False,
-        timeout=httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds),
-        limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS),
-        headers={
-            "User-Agent": f"gpumon-agent/{__version__}",
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-        },
-    )
-
-
-def checked_url(url: str) -> httpx.URL:
-    """An address that can be one. Raises SettingsError."""
-    try:
-        return httpx.URL(url)
-    except httpx.InvalidURL as error:
-        # Neither the address nor httpx's words on it are shown: there may be a password in both.
-        raise SettingsError(
-            "the server's address can't be used; see [SERVER] server_host (such as http://gpumon), server_port, "
-            "api_endpoint"
-        ) from error
-
-
-def _certificates() -> ssl.SSLContext:
-    try:
-        return httpx.create_ssl_context()
-    except OSError as error:
-        raise SettingsError(
-            f"can't read the certificates that SSL_CERT_FILE or SSL_CERT_DIR name: {error}"
-        ) from error
 
 
 def _read(body: bytes) -> _Answer | None:
@@ -205,21 +170,12 @@ def _read(body: bytes) -> _Answer | None:
         return None
 
 
-def _detail(detail: msgspec.Raw) -> str:
+def _plain(detail: msgspec.Raw) -> bytes:
     """Its text, or where it is no text, its JSON."""
     try:
-        return msgspec.json.decode(detail, type=str)[:SHOWN]
+        return msgspec.json.decode(detail, type=str).encode()
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _text(bytes(detail))
-
-
-def _text(body: bytes) -> str:
-    return body.decode("utf-8", errors="replace")[:SHOWN]
-
-
-def reason_of(error: Exception) -> str:
-    """The kind of trouble and what the system says of it, the same each time it happens."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return bytes(detail)
 
 
 def _retry_after(headers: httpx.Headers, now: datetime) -> float | None:

@@ -1,13 +1,14 @@
 """Asks the server what it is, without giving it anything: for `gpumon doctor`.
 
-Goes the sender's way, with its connection settings and credentials. What is posted is an empty list, which a
-server refuses as such (422) once it has let the agent in; it stores nothing.
+Goes the sender's way, with its connection, token and certificates. What is posted is an empty list, which a server
+refuses as such (422) once it has let the agent in; it stores nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -16,7 +17,18 @@ import httpx
 import msgspec
 
 from gpumon import clock
-from gpumon.agent.shipping.sender import ANSWER_BYTES, SHOWN, checked_url, open_client, reason_of
+from gpumon.agent.shipping.connection import (
+    AccessTrouble,
+    Connection,
+    Destination,
+    TokenTrouble,
+    checked_url,
+    is_about_tls,
+    read_token,
+    reason_of,
+    without_secret,
+)
+from gpumon.agent.shipping.sender import ANSWER_BYTES, SHOWN
 from gpumon.clock import Monotonic, Now
 
 TIMEOUT_SECONDS = 4.0
@@ -50,8 +62,9 @@ class Clocks:
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What the server said to GET /, GET /health and the empty POST. `address` is where it was asked, without name
-    and password. `trouble` says why there is no answer; then there are none of the others. `clocks` None: it does
-    not tell the time."""
+    and password. `trouble` says why there is no answer, then there are none of the others; `about_tls`: it is for
+    TLS. `no_token` says why the token can't be had; then nothing is posted. `shows`: the agent shows a token, or a
+    name and password. `clocks` None: the server does not tell the time."""
 
     address: str
     trouble: str | None = None
@@ -60,47 +73,75 @@ class Probe:
     post: Reply | None = None
     clocks: Clocks | None = None
     milliseconds: float = 0.0
+    about_tls: bool = False
+    no_token: str | None = None
+    shows: bool = False
 
 
-def address_of(url: str) -> str:
-    """A server's address for people, without name, password and query. Raises SettingsError where it is none."""
-    return str(checked_url(url).copy_with(username="", password="", query=None))
+def address_of(to: Destination) -> str:
+    """A server's address for people, without name, password and query. Raises SettingsError as `checked_url`."""
+    return str(checked_url(to).copy_with(username="", password="", query=None))
 
 
 def probe(
-    url: str,
+    to: Destination,
     *,
     timeout_seconds: float = TIMEOUT_SECONDS,
     now: Now = clock.now,
     monotonic: Monotonic = clock.monotonic,
 ) -> Probe:
-    """Asks the server to which samples are posted at `url`. Raises SettingsError for an address that is none."""
-    given = checked_url(url)
-    base = given.copy_with(username="", password="", query=None, path="/")
-    with open_client(
-        given, connect_timeout_seconds=timeout_seconds, read_timeout_seconds=timeout_seconds
-    ) as client:
-        asker = _Asker(client, timeout_seconds, monotonic)
+    """Asks the server to which samples are posted. Raises SettingsError as `checked_url`."""
+    no_token = _token_trouble(to.token_file)
+    shows = bool(to.token_file or checked_url(to).userinfo)
+    connection = Connection(
+        to if no_token is None else replace(to, token_file=""),
+        connect_timeout_seconds=timeout_seconds,
+        read_timeout_seconds=timeout_seconds,
+    )
+    base = connection.url.copy_with(query=None, path="/")
+    with closing(connection):
+        asker = _Asker(connection, timeout_seconds, monotonic)
         try:
             asked_at, began = now(), monotonic()
             root, date = asker.ask("GET", base)
             seconds = monotonic() - began
             health, _ = asker.ask("GET", base.copy_with(path="/health"))
-            post, _ = asker.ask("POST", given.copy_with(username="", password=""), b"[]")
-        except (httpx.HTTPError, OSError) as error:
-            return Probe(address_of(url), trouble=reason_of(error))
-    return Probe(address_of(url), None, root, health, post, _clocks(date, asked_at, seconds), seconds * 1000)
+            post = None if no_token is not None else asker.ask("POST", connection.url, b"[]")[0]
+        except (AccessTrouble, httpx.HTTPError, OSError) as error:
+            return Probe(
+                address_of(to), reason_of(error), about_tls=is_about_tls(error), no_token=no_token, shows=shows
+            )
+    return Probe(
+        address_of(to),
+        root=root,
+        health=health,
+        post=post,
+        clocks=_clocks(date, asked_at, seconds),
+        milliseconds=seconds * 1000,
+        no_token=no_token,
+        shows=shows,
+    )
+
+
+def _token_trouble(token_file: str) -> str | None:
+    """Why there is no token, where there should be one."""
+    try:
+        if token_file:
+            read_token(token_file)
+    except TokenTrouble as error:
+        return str(error)
+    return None
 
 
 class _Asker:
-    def __init__(self, client: httpx.Client, timeout_seconds: float, monotonic: Monotonic) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, timeout_seconds: float, monotonic: Monotonic) -> None:
+        self._connection = connection
         self._timeout_seconds = timeout_seconds
         self._monotonic = monotonic
 
     def ask(self, method: str, url: httpx.URL, body: bytes | None = None) -> tuple[Reply, str]:
         """The answer and its Date header. Of its body the beginning is read, and no longer than the timeout."""
-        with self._client.stream(method, url, content=body) as response:
+        with self._connection.stream(method, url, content=body) as response:
             deadline = self._monotonic() + self._timeout_seconds
             answer = bytearray()
             for chunk in response.iter_raw():
@@ -120,11 +161,8 @@ def _reply(response: httpx.Response, body: bytes) -> Reply:
     if response.has_redirect_location:
         said = f"redirects to {httpx.URL(response.headers['Location']).copy_with(username='', password='')}"
     text = said if isinstance(said, str) else msgspec.json.encode(said).decode()
-    return Reply(response.status_code, text[:SHOWN] or _plain(body), known)
-
-
-def _plain(body: bytes) -> str:
-    return " ".join(body[:SHOWN].decode("utf-8", errors="replace").split())
+    text = text or " ".join(body.decode("utf-8", errors="replace").split())
+    return Reply(response.status_code, without_secret(response.request, text)[:SHOWN], known)
 
 
 def _clocks(date: str, asked_at: datetime, seconds: float) -> Clocks | None:
