@@ -24,9 +24,8 @@ def test_every_endpoint_stands_in_the_readme_and_no_other() -> None:
 def test_every_make_target_and_command_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) <= targets
-    assert set(re.findall(r"\bgpumon (server|agent|demo|doctor|fields|config|[a-z]+)\b(?= |`|\|)", README)) & {
-        "server", "agent", "demo", "doctor", "fields", "config",
-    } == set(cli.commands)  # fmt: skip
+    for command in cli.commands:
+        assert re.search(rf"\bgpumon (server\|)?{command}\b", README), command
 
 
 def test_every_setting_that_is_named_exists() -> None:
