@@ -1,0 +1,3 @@
+from pathlib import Path
+
+CHART = Path(__file__).parents[2] / "charts" / "gpumon"

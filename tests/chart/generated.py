@@ -1,15 +1,16 @@
-"""Writes what follows from the chart's values: `values.schema.json`, and the table in the chart's README.
+"""Writes what follows from the chart: `values.schema.json`, the table in its README, and the golden renders.
 
     make chart
 
-`values.yaml` is the source: a key's comment is its description, its default gives its type. What a default can't say
-(choices, patterns, free-form maps) stands in the tables below, and what may stand in agent.config and server.config
-comes from the settings classes, so that a misspelt setting is an error at `helm install`.
+`values.yaml` is the source: a key's comment is its description, its default gives its type. What a default can't
+say (choices, patterns, free-form maps) stands in the tables below, and what may stand in agent.config and
+server.config comes from the settings classes, so that a misspelt setting is an error at `helm install`.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ import yaml
 
 from gpumon.agent.settings import AgentSettings
 from gpumon.server.settings import ServerSettings
+from tests.chart import CHART, tools
+from tests.chart.golden import goldens
+from tests.chart.rendering import Helm
 
-CHART = Path(__file__).parents[2] / "charts" / "gpumon"
 _BEGIN, _END = "<!-- values -->", "<!-- /values -->"
 
 _SETTINGS: Mapping[str, type[msgspec.Struct]] = {"agent.config": AgentSettings, "server.config": ServerSettings}
@@ -39,6 +42,13 @@ _FREE = {
     "updateStrategy",
 }
 """Maps that Kubernetes or the user gives their keys."""
+_TEXT_MAPS = {"annotations", "commonLabels", "labels", "nodeSelector", "podAnnotations", "podLabels"}
+"""Those of texts: Kubernetes takes no number or true without quotes there."""
+_OWN_LABELS = [
+    *(f"app.kubernetes.io/{name}" for name in ("name", "instance", "component", "version", "managed-by")),
+    "helm.sh/chart",
+]
+"""Labels that the chart sets: by some of them it selects, and none may stand there twice."""
 _QUANTITY = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(Mi|Gi|Ti|M|G|T)$"}
 _PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -153,6 +163,10 @@ def _schema(default: Any, path: tuple[str, ...], comments: Mapping[str, str]) ->
         found = _settings(_SETTINGS[dotted])
     elif narrower := _NARROWER.get(dotted) or _NARROWER_BY_NAME.get(name):
         found = dict(narrower)
+    elif name in _TEXT_MAPS:
+        found = {"type": "object", "additionalProperties": {"type": "string"}}
+        if name in ("commonLabels", "podLabels"):
+            found["properties"] = dict.fromkeys(_OWN_LABELS, False)
     elif name in _FREE:
         found = {"type": "object"}
     elif isinstance(default, dict):
@@ -183,13 +197,19 @@ def _setting(key: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in key.items() if name not in ("default", "unit")}
     if "enum" in found:
         return found | {"enum": [*found["enum"], None]}
+    if found["type"] == "number":  # `--set` makes a text of a number with a point
+        return found | {"type": ["number", "string", "null"], "pattern": r"^[0-9]*\.?[0-9]+$"}
     return found | {"type": [found["type"], "null"]}
 
 
 def main() -> None:
-    """Writes both files."""
+    """Writes all files."""
     (CHART / "values.schema.json").write_text(schema(), encoding="utf-8")
     (CHART / "README.md").write_text(readme(), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as home:
+        for path, text in goldens(Helm(tools.helm(), Path(home))).items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.chart import CHART
 from tests.chart.clusterapi import ClusterApi, Json, node
-from tests.chart.generated import CHART
 from tests.chart.rendering import Helm
 
 _NAMESPACE = "gpu"

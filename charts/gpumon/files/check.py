@@ -31,14 +31,16 @@ def ask(path):
 
 def arrived():
     """What has arrived, as sentences; raises ValueError with what is missing."""
-    gpus = [gpu for gpu in ask("/api/gpus")["gpus"] if not gpu["stale"]]
+    gpus = [gpu for gpu in ask("/api/gpus") if not gpu["stale"]]
     if not gpus:
-        raise ValueError("the server answers, but no GPU has sent a sample: see the agents' logs and `gpumon doctor`")
+        raise ValueError(
+            "the server answers, but no GPU has sent a sample: see the agents' logs and `gpumon doctor`"
+        )
     usage = ask("/api/usage?group_by=node&last=15m")["groups"]
     measured = sorted({group["group"]["node"] for group in usage if (group["coverage"] or 0) > 0})
     if not measured:
         raise ValueError(f"{len(gpus)} GPUs have sent samples, but /api/usage has none of them yet")
-    pods = [pod for pod in ask("/api/pods")["pods"] if not pod["stale"]]
+    pods = [pod for pod in ask("/api/pods") if not pod["stale"]]
     yield f"{len(gpus)} GPUs of {len({gpu['node'] for gpu in gpus})} nodes have sent samples"
     yield f"/api/usage answers for {', '.join(measured)}"
     yield f"{len(pods)} pods hold or use GPUs now"

@@ -33,5 +33,8 @@ logging:
 
 {{/* The port of /healthz, /readyz and /metrics. */}}
 {{- define "gpumon.agent.statusPort" -}}
-{{- dig "status" "port" 9435 .Values.agent.config | int }}
+{{- $given := (.Values.agent.config.status | default dict).port }}
+{{- $port := ternary 9435 $given (kindIs "invalid" $given) | int }}
+{{- if lt $port 1 }}{{ fail "agent.config.status.port must be a port from 1 on: the kubelet's probes ask there" }}{{ end }}
+{{- $port }}
 {{- end }}

@@ -29,5 +29,8 @@ logging:
 
 {{/* The port that the container listens on; the Service has its own. */}}
 {{- define "gpumon.server.port" -}}
-{{- dig "server" "port" 5000 .Values.server.config | int }}
+{{- $given := (.Values.server.config.server | default dict).port }}
+{{- $port := ternary 5000 $given (kindIs "invalid" $given) | int }}
+{{- if lt $port 1 }}{{ fail "server.config.server.port must be a port from 1 on: the Service leads there" }}{{ end }}
+{{- $port }}
 {{- end }}
