@@ -13,6 +13,8 @@ CLUSTER ?= gpumon
 IN_KIND = $(KUBECTL) --context kind-$(CLUSTER)
 KIND_HELM_ARGS = $(foreach component,agent server,--set $(component).image.repository=$(REGISTRY)gpumon-$(component) \
 	--set-string $(component).image.tag=$(VERSION))
+# Else docker saves an index of image and attestation, which kind can't load.
+export BUILDX_NO_DEFAULT_ATTESTATIONS ?= 1
 ifeq ($(notdir $(CONTAINER_TOOL)),podman)
 export KIND_EXPERIMENTAL_PROVIDER ?= podman
 endif
@@ -74,7 +76,7 @@ kind-up:  ## a kind cluster with simulated GPUs, gpumon and sample pods; once mo
 		$(KIND) create cluster --name $(CLUSTER) --config kind-config.yaml --wait 3m
 	$(KIND) export kubeconfig --name $(CLUSTER)
 	$(MAKE) images
-	# By an archive, as `kind load docker-image` knows docker alone.
+	@# By an archive, as `kind load docker-image` knows docker alone.
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for component in agent server; do \
 		$(CONTAINER_TOOL) save -o "$$folder/$$component.tar" $(REGISTRY)gpumon-$$component:$(VERSION) && \
 		$(KIND) load image-archive --name $(CLUSTER) "$$folder/$$component.tar" || exit 1; \
@@ -84,11 +86,11 @@ kind-up:  ## a kind cluster with simulated GPUs, gpumon and sample pods; once mo
 	done
 	$(IN_KIND) label --overwrite namespace gpumon pod-security.kubernetes.io/enforce=privileged
 	$(IN_KIND) label --overwrite namespace gpumon-samples pod-security.kubernetes.io/enforce=restricted
-	# The images may be others under the same names, of which helm can't know.
+	@# The images may be others under the same names, of which helm can't know.
 	$(IN_KIND) -n gpumon rollout restart deployment,daemonset -l app.kubernetes.io/instance=gpumon 2>/dev/null || true
 	$(HELM) --kube-context kind-$(CLUSTER) upgrade --install gpumon charts/gpumon -n gpumon \
 		-f charts/gpumon/ci/kind-values.yaml $(KIND_HELM_ARGS) --wait --timeout 5m
-	# Anew: the image of a Job can't be changed.
+	@# Anew: the image of a Job can't be changed.
 	$(IN_KIND) -n gpumon-samples delete deployments,jobs,pods -l app.kubernetes.io/part-of=gpumon-samples \
 		--ignore-not-found --cascade=foreground
 	for sample in tests/kind/*.yaml; do \
@@ -115,7 +117,7 @@ kind-down:  ## deletes the cluster of `make kind-up`
 	$(KIND) delete cluster --name $(CLUSTER)
 
 e2e: $(READY)  ## the tests of tests/cluster on the cluster that KUBECONFIG names; see tests/cluster/conftest.py
-	GPUMON_E2E=1 $(BIN)/pytest -v -rs tests/cluster
+	GPUMON_E2E=1 $(BIN)/pytest -vv -rs tests/cluster
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

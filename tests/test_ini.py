@@ -220,3 +220,10 @@ def test_defaults_are_those_of_the_old_program_where_it_had_the_key() -> None:
     found = {key.name: key.default for key in ini.keys(type(server))}
     assert {name: found[name] for name in old} == old
     assert differs <= found.keys()
+
+
+def test_a_misspelt_key_of_auth_is_an_error_for_it_would_leave_the_server_open(tmp_path: Path) -> None:
+    file = tmp_path / "server_config.ini"
+    file.write_text("[AUTH]\nmod = token\n")
+    with pytest.raises(SettingsError, match=r"server_config\.ini: \[AUTH\] mod is not a setting"):
+        ini.load(ServerSettings, file, {}, "GPUMON_SERVER__")

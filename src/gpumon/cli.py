@@ -213,7 +213,7 @@ def main() -> None:
 def _settings(
     kind: type[S], config: Path | None, usual: Path, prefix: str, environ: Mapping[str, str] | None = None
 ) -> tuple[S, list[str]]:
-    """The settings, and what to say about them once the log is set up."""
+    """The settings, and what to say about them once the log is set up: warnings, and last, where they are from."""
     if config is None and usual.exists():
         config = usual
     settings, warnings = ini.load(kind, config, os.environ if environ is None else environ, prefix)
@@ -252,8 +252,10 @@ def _logging(wanted: logs.LoggingSettings, level: str, notes: list[str]) -> Iter
         backup_count=wanted.log_backup_count,
     )
     try:
-        for note in notes:
-            log.info("%s", note)
+        *warnings, source = notes
+        for warning in warnings:
+            log.warning("%s", warning)
+        log.info("%s", source)
         yield
     finally:
         handlers.close()

@@ -6,7 +6,7 @@ has to be small: 13 MiB less RSS, measured with everything else that the agent i
 
 Order of precedence: environment `<PREFIX>SECTION__KEY`, then the file, then the default. A key that is
 not known is a warning when it stands in a file (files of the old program must load) and an error when it
-stands in the environment (there it can only be a misspelling).
+stands in the environment or in a section that the class calls STRICT (there it can only be a misspelling).
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ def load(settings: type[S], path: Path | None, environ: Mapping[str, str], prefi
     where: dict[tuple[str, str], str] = {}
     for (section, name), text in found.items():
         if (section, name) not in known:
+            if section in getattr(settings, "STRICT", ()):
+                raise SettingsError(
+                    f"{path}: [{section.upper()}] {name} is not a setting; `gpumon config` lists them all"
+                )
             warnings.append(f"{path}: [{section.upper()}] {name} is not a setting of gpumon, ignored")
             continue
         values[section][name] = _parse(known[section, name], text)

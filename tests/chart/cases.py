@@ -80,8 +80,8 @@ MOCK: Values = {"agent": {"mockNvml": {"enabled": True}}}
 SERVICE_ACCOUNTS: Values = {"auth": {"mode": "serviceAccount"}}
 NO_AUTH_NO_VOLUME: Values = {
     "auth": {"mode": "none"},
-    "server": {"persistence": {"enabled": False}, "serviceAccount": {"create": False}},
-    "agent": {"serviceAccount": {"create": False}, "podMetadata": {"dynamicResources": False}},
+    "server": {"persistence": {"enabled": False}, "serviceAccount": {"create": False, "name": "own"}},
+    "agent": {"serviceAccount": {"create": False, "name": "own"}, "podMetadata": {"dynamicResources": False}},
 }
 
 CASES: Mapping[str, Values | Path] = (

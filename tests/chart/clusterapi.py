@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._missing(self.path)
             return
         thing = _secret(body) if body.startswith(_PROTOBUF) else yaml.safe_load(body)
-        key = _key(match, thing["metadata"].get("name"))
+        key = _key(match, thing.get("metadata", {}).get("name"))
         kept = self.owner.get(key)
         if self.command == "POST" and kept is not None:
             self._answer(409, _status(409, "AlreadyExists", f'"{key[3]}" already exists'))

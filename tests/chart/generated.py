@@ -150,8 +150,8 @@ def schema() -> str:
     defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     comments = {value.path: value.comment for value in values()}
     root = _schema(defaults, (), comments)
-    # Helm itself puts `global` there where gpumon is part of another chart.
-    root["properties"]["global"] = {"type": "object"}
+    # Where gpumon is part of another chart, Helm puts `global` there, and that chart the condition for it.
+    root["properties"] |= {"global": {"type": "object"}, "enabled": {"type": "boolean"}}
     whole = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "gpumon"} | root
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 

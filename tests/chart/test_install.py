@@ -121,7 +121,7 @@ def test_two_releases_live_in_one_cluster(helm: Helm, site: Site, tmp_path: Path
     site.api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "lab"}})
     helm("install", "gpumon", CHART, "--namespace", "lab", "--kubeconfig", site.api.kubeconfig(tmp_path))
     roles = [thing["metadata"]["name"] for thing in site.api.objects("ClusterRole")]
-    assert sorted(roles) == ["gpu-gpumon-agent", "lab-gpumon-agent"]
+    assert sorted(roles) == ["gpu:gpumon-agent", "lab:gpumon-agent"]
 
 
 def test_the_runtime_class_is_nvidia_where_the_cluster_has_it(site: Site) -> None:
@@ -152,6 +152,33 @@ def test_a_gpu_node_without_a_label_gets_an_agent_and_is_named(site: Site) -> No
     assert "kubectl label node bare nvidia.com/gpu.present=true" in notes
     assert "label node labelled" not in notes
     assert "label node cpu" not in notes
+
+
+def test_a_node_whose_device_plugin_has_gone_is_no_gpu_node(site: Site) -> None:
+    site.api.put(node("was", {"nvidia.com/gpu": "0"}))
+    notes = site.install()
+    assert site.agent_nodes == []
+    assert "there are no agents" in notes
+
+
+@pytest.mark.parametrize(
+    "labels", [{"nvidia.com/gpu.present": "true"}, {"cloud.google.com/gke-accelerator": "t4"}]
+)
+def test_the_notes_say_that_there_are_no_agents_only_where_no_node_fits(
+    site: Site, labels: dict[str, str]
+) -> None:
+    site.api.put(node("labelled", {}, labels))
+    assert "there are no agents" not in site.install()
+
+
+def test_gpu_operator_is_looked_at_and_believed_where_nothing_can_be_seen(helm: Helm, site: Site) -> None:
+    site.install("agent.platform=gpu-operator")
+    assert "runtimeClassName" not in site.agent
+    site.api.put(_RUNTIME_CLASS)
+    site.upgrade("agent.platform=gpu-operator")
+    assert site.agent["runtimeClassName"] == "nvidia"
+    blind = helm.render(None, "agent.platform=gpu-operator").pods["agent"]["spec"]
+    assert blind["runtimeClassName"] == "nvidia"
 
 
 def test_who_may_not_make_a_cluster_role_is_not_made_to_list_nodes(site: Site) -> None:

@@ -93,6 +93,28 @@ def test_agent_reaches_the_server_by_its_port_alone_also_where_the_server_lets_a
     assert not cluster.reach("agent", "server", 22)
 
 
+@pytest.mark.parametrize("port", [443, 6443, 8443, 16443])
+def test_agent_reaches_the_api_by_the_port_behind_its_service(cluster: Cluster, port: int) -> None:
+    assert cluster.reach("agent", API, port)
+
+
+def test_agent_reaches_a_dns_that_listens_elsewhere_behind_its_service(cluster: Cluster) -> None:
+    openshift = Peer("openshift-dns", ports={"dns": 5353})
+    assert cluster.reach("agent", openshift, 5353, "UDP")
+    assert cluster.reach("agent", openshift, 5353, "TCP")
+
+
+def test_ports_are_numbers_for_some_networks_know_no_names(cluster: Cluster) -> None:
+    rules = [
+        rule
+        for policy in cluster.policies
+        for side in ("ingress", "egress")
+        for rule in policy["spec"].get(side) or []
+    ]
+    assert rules
+    assert all(isinstance(port["port"], int) for rule in rules for port in rule.get("ports", []))
+
+
 def test_agent_without_pod_metadata_does_not_reach_the_api(helm: Helm) -> None:
     off = {**BOTH, "agent": {**BOTH["agent"], "podMetadata": {"enabled": False}}}
     assert not Cluster(helm, off).reach("agent", API, 443)

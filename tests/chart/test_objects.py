@@ -78,7 +78,8 @@ def test_names_are_valid_and_no_two_objects_meet(helm: Helm, options: dict[str, 
     release = helm.render(values, **{key: text for key, text in options.items() if key != "values"})
     for an in release.objects:
         name = an["metadata"]["name"]
-        assert DNS_LABEL.fullmatch(name), name
+        assert all(DNS_LABEL.fullmatch(part) for part in name.split(":")), name
+        assert ":" not in name or an["kind"].startswith("ClusterRole"), name  # RBAC takes it, and only RBAC
         assert len(name) <= (253 if "namespace" not in an["metadata"] else 63), name
     for labels in [an["metadata"]["labels"] for an in release.objects]:
         assert all(len(text) <= 63 and not text.endswith("-") for text in labels.values())

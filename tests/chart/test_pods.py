@@ -192,3 +192,32 @@ def _variables(pod: Object) -> dict[str, str]:
 
 def _volume(pod: Object, name: str) -> Object:
     return next(volume for volume in pod["spec"]["volumes"] if volume["name"] == name)
+
+
+def test_a_variable_of_the_users_takes_the_place_of_the_charts(helm: Helm) -> None:
+    own = [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "0"}, {"name": "MORE", "value": "1"}]
+    config = [{"name": "GPUMON_CONFIG", "value": "/elsewhere"}]
+    release = helm.render({"agent": {"extraEnv": own}, "server": {"extraEnv": config}})
+    [agent], [server] = (release.pods[part]["spec"]["containers"] for part in ("agent", "server"))
+    assert [entry for entry in agent["env"] if entry["name"] in ("NVIDIA_VISIBLE_DEVICES", "MORE")] == own
+    assert {entry["name"] for entry in agent["env"]} >= {"GPUMON_CONFIG", "NODE_NAME"}
+    assert server["env"] == config
+
+
+def test_simulated_gpus_need_no_privilege_on_any_platform(helm: Helm) -> None:
+    release = helm.render(None, "agent.platform=gke", "agent.mockNvml.enabled=true")
+    [agent] = release.pods["agent"]["spec"]["containers"]
+    assert "privileged" not in agent["securityContext"]
+    assert "LD_LIBRARY_PATH" not in {entry["name"] for entry in agent["env"]}
+
+
+def test_a_volume_of_no_class_can_be_asked_for(helm: Helm) -> None:
+    claim = helm.render(None, "server.persistence.storageClassName=-").one("PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == ""
+
+
+def test_without_a_volume_the_node_lends_no_more_than_its_size(helm: Helm) -> None:
+    release = helm.render(None, "server.persistence.enabled=false", "server.persistence.size=1Gi")
+    volumes = {volume["name"]: volume for volume in release.pods["server"]["spec"]["volumes"]}
+    assert volumes["data"]["emptyDir"] == {"sizeLimit": "1Gi"}
+    assert loaded(release, "server")[0].storage.max_disk_mb == 966

@@ -154,3 +154,12 @@ def test_notes_name_the_service_the_token_and_the_volume_that_are_there(helm: He
     )
     claim = release.one("PersistentVolumeClaim")["metadata"]["name"]
     assert f"delete pvc {claim}\n" in release.notes + "\n"
+
+
+def test_the_chart_can_be_part_of_another_one(helm: Helm) -> None:
+    assert helm.render({"enabled": True, "global": {"any": "thing"}}).objects
+
+
+@pytest.mark.parametrize("part", ["agent", "server"])
+def test_a_service_account_of_ones_own_needs_its_name(helm: Helm, part: str) -> None:
+    assert f"{part}.serviceAccount.name" in helm.refusal({part: {"serviceAccount": {"create": False}}})

@@ -31,7 +31,7 @@ def test_agent_may_read_pods_its_node_and_slices_of_devices(
     helm: Helm, values: Mapping[str, Any], rules: list[Object]
 ) -> None:
     release = helm.render(values)
-    assert release.one("ClusterRole", "gpu-gpumon-agent")["rules"] == rules
+    assert release.one("ClusterRole", "gpu:gpumon-agent")["rules"] == rules
     assert _bound(release) >= {"gpumon-agent"}
     assert release.pods["agent"]["spec"]["automountServiceAccountToken"] is True
 
@@ -48,7 +48,7 @@ def test_server_may_nothing_but_review_tokens_where_it_must(helm: Helm) -> None:
     assert "gpumon-server" not in _bound(helm.render(EVERYTHING))
     assert helm.render().pods["server"]["spec"]["automountServiceAccountToken"] is False
     release = helm.render(SERVICE_ACCOUNTS)
-    assert release.one("ClusterRole", "gpu-gpumon-server")["rules"] == [REVIEWS]
+    assert release.one("ClusterRole", "gpu:gpumon-server")["rules"] == [REVIEWS]
     assert _bound(release) == {"gpumon-agent", "gpumon-server"}
     assert release.pods["server"]["spec"]["automountServiceAccountToken"] is True
 

@@ -23,11 +23,13 @@ SETTINGS = {"agent.config": AgentSettings, "server.config": ServerSettings}
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 WHERE_IT_MAY_SHOW: tuple[Mapping[str, Any], ...] = (
+    {  # what another value of some keys needs beside it
+        "agent": {"serviceAccount": {"name": "own"}},
+        "server": {"serviceAccount": {"name": "own"}, "ingress": {"hosts": ["gpumon.example.com"]}},
+    },
     EVERYTHING,  # most show there
-    {"server": {"ingress": {"hosts": ["gpumon.example.com"]}}},
     MOCK,
     SERVICE_ACCOUNTS,
-    {"agent": {"serviceAccount": {"create": False}}, "server": {"serviceAccount": {"create": False}}},
 )
 TEXTS = ("other", "other/other", "/other", "7Gi", "45s", "sha256:" + "0" * 64)
 

@@ -1,5 +1,6 @@
 """What `helm test` runs: samples of GPUs have arrived, are recent, and a query answers from them."""
 
+import http.client
 import json
 import os
 import ssl
@@ -34,7 +35,8 @@ def arrived():
     gpus = [gpu for gpu in ask("/api/gpus") if not gpu["stale"]]
     if not gpus:
         raise ValueError(
-            "the server answers, but no GPU has sent a sample: see the agents' logs and `gpumon doctor`"
+            "the server answers, but no GPU has sent a sample: are there agents (kubectl get daemonset)? "
+            "What do their logs and `gpumon doctor` in them say?"
         )
     usage = ask("/api/usage?group_by=node&last=15m")["groups"]
     measured = sorted({group["group"]["node"] for group in usage if (group["coverage"] or 0) > 0})
@@ -53,7 +55,7 @@ def main():
         try:
             print("\n".join(arrived()))
             return 0
-        except (OSError, ValueError) as error:  # HTTPError and URLError are OSErrors
+        except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPError and URLError are OSErrors
             if time.monotonic() > deadline:
                 print(f"{URL}: {error}", file=sys.stderr)
                 return 1

@@ -19,17 +19,17 @@
 {{- define "gpumon.mock.fullname" -}}{{ include "gpumon.fullname" . }}-mock-nvml{{- end }}
 {{- define "gpumon.devicePlugin.fullname" -}}{{ include "gpumon.fullname" . }}-fake-device-plugin{{- end }}
 
-{{/* The agent's cluster-wide objects: two releases of one name in two namespaces must not meet. */}}
-{{- define "gpumon.clusterName" -}}{{ .Release.Namespace }}-{{ include "gpumon.fullname" . }}{{- end }}
+{{/* Cluster-wide objects: two releases of one name in two namespaces must not meet. */}}
+{{- define "gpumon.clusterName" -}}{{ .Release.Namespace }}:{{ include "gpumon.fullname" . }}{{- end }}
 
 {{- define "gpumon.agent.serviceAccountName" -}}
 {{- if .Values.agent.serviceAccount.create }}{{ default (include "gpumon.agent.fullname" .) .Values.agent.serviceAccount.name }}
-{{- else }}{{ default "default" .Values.agent.serviceAccount.name }}{{ end }}
+{{- else }}{{ required "agent.serviceAccount.create is false: set agent.serviceAccount.name to yours" .Values.agent.serviceAccount.name }}{{ end }}
 {{- end }}
 
 {{- define "gpumon.server.serviceAccountName" -}}
 {{- if .Values.server.serviceAccount.create }}{{ default (include "gpumon.server.fullname" .) .Values.server.serviceAccount.name }}
-{{- else }}{{ default "default" .Values.server.serviceAccount.name }}{{ end }}
+{{- else }}{{ required "server.serviceAccount.create is false: set server.serviceAccount.name to yours" .Values.server.serviceAccount.name }}{{ end }}
 {{- end }}
 
 {{/* Labels. Selectors are immutable, so they stand apart and have nothing that a user or a version may change. Both take
@@ -99,4 +99,24 @@ format has it; numbers as JSON, for Go would write a million as 1e+06. */}}
 {{- $unit := regexFind "[A-Za-z]*$" . -}}
 {{- $factors := dict "Mi" 1.048576 "Gi" 1073.741824 "Ti" 1099511.627776 "M" 1.0 "G" 1000.0 "T" 1000000.0 -}}
 {{- mulf (trimSuffix $unit . | float64) (get $factors $unit) 0.9 | floor | int64 }}
+{{- end }}
+
+{{/* Environment variables: (list chart's user's), both lists. A variable that the user has takes the place of the chart's, as
+a name may stand there only once. */}}
+{{- define "gpumon.env" -}}
+{{- $names := list -}}
+{{- range index . 1 }}{{ $names = append $names .name }}{{ end -}}
+{{- $kept := list -}}
+{{- range index . 0 }}{{ if not (has .name $names) }}{{ $kept = append $kept . }}{{ end }}{{ end -}}
+{{- concat $kept (index . 1) | toYaml }}
+{{- end }}
+
+{{/* An egress rule to the Kubernetes API. Where it is, no selector can say; policies are judged by its own port, behind the
+Service: 6443 of most, 443 in clouds, 16443 of MicroK8s, 8443 of minikube. */}}
+{{- define "gpumon.toKubernetes" -}}
+- ports:
+    - port: 443
+    - port: 6443
+    - port: 8443
+    - port: 16443
 {{- end }}

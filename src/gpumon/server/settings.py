@@ -5,7 +5,7 @@ The keys of the old program keep their names; what they do is said here, once.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -314,6 +314,9 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of the server."""
+
+    STRICT: ClassVar = frozenset({"auth"})
+    """A misspelt key would leave the server open to all."""
 
     server: Server = Server()
     auth: Auth = Auth()

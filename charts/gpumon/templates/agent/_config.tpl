@@ -38,3 +38,28 @@ logging:
 {{- if lt $port 1 }}{{ fail "agent.config.status.port must be a port from 1 on: the kubelet's probes ask there" }}{{ end }}
 {{- $port }}
 {{- end }}
+
+{{/* The agent's environment. A simulated GPU needs no runtime of NVIDIA's; else it brings the library and every GPU, without
+taking one from the scheduler, as a request for nvidia.com/gpu would. */}}
+{{- define "gpumon.agent.env" -}}
+{{- $platform := include "gpumon.platform" . | fromYaml -}}
+- name: GPUMON_CONFIG
+  value: /etc/gpumon/client_config.ini
+- name: NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- if .Values.agent.mockNvml.enabled }}
+- name: NVIDIA_VISIBLE_DEVICES
+  value: void
+{{- else }}
+- name: NVIDIA_VISIBLE_DEVICES
+  value: {{ ternary "/var/run/nvidia-container-devices" "all" $platform.devicesByMount }}
+- name: NVIDIA_DRIVER_CAPABILITIES
+  value: utility
+{{- if $platform.driverDirectory }}
+- name: LD_LIBRARY_PATH
+  value: /usr/local/nvidia/lib64
+{{- end }}
+{{- end }}
+{{- end }}

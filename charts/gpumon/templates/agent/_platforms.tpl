@@ -3,7 +3,7 @@ What a platform needs, as YAML: where the kubelet's directory is, the runtime cl
 container that asks for no GPU.
 
 default           NVIDIA's runtime, by the runtime class nvidia where the cluster has it, else as the nodes' default
-gpu-operator      the operator makes the runtime class nvidia
+gpu-operator      the operator makes the runtime class nvidia; where no cluster can be looked at, it is taken for granted
 k0s, microk8s     as default, with their own kubelet directories
 eks-bottlerocket  its runtime takes the wish for GPUs from a mount, not from the environment of an unprivileged container
 gke               there is no NVIDIA runtime: the driver lies in a directory of the node, and its devices can only be opened
@@ -13,7 +13,7 @@ kind              no GPU, so no runtime; see agent.mockNvml
 {{- define "gpumon.platform" -}}
 {{- $platform := .Values.agent.platform -}}
 {{- $kubelets := dict "k0s" "/var/lib/k0s/kubelet" "microk8s" "/var/snap/microk8s/common/var/lib/kubelet" -}}
-{{- $classes := dict "gpu-operator" "nvidia" "gke" "none" "eks-bottlerocket" "none" "kind" "none" -}}
+{{- $classes := dict "gke" "none" "eks-bottlerocket" "none" "kind" "none" -}}
 kubeletRootDir: {{ get $kubelets $platform | default "/var/lib/kubelet" }}
 runtimeClass: {{ get $classes $platform | default "look" }}
 driverDirectory: {{ ternary "/home/kubernetes/bin/nvidia" "" (eq $platform "gke") | quote }}
@@ -21,14 +21,14 @@ privileged: {{ eq $platform "gke" }}
 devicesByMount: {{ eq $platform "eks-bottlerocket" }}
 {{- end }}
 
-{{/* The runtime class, empty for none. */}}
+{{/* The runtime class, empty for none. Not looked for without podMetadata, as who may not make a ClusterRole may not look. */}}
 {{- define "gpumon.runtimeClassName" -}}
 {{- if .Values.agent.mockNvml.enabled }}
 {{- else if ne .Values.agent.runtimeClassName "auto" }}{{ .Values.agent.runtimeClassName }}
-{{- else }}
-{{- $wanted := (include "gpumon.platform" . | fromYaml).runtimeClass }}
-{{- if eq $wanted "nvidia" }}nvidia
-{{- else if and (eq $wanted "look") .Values.agent.podMetadata.enabled (lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia") }}nvidia{{ end }}
+{{- else if eq (include "gpumon.platform" . | fromYaml).runtimeClass "look" }}
+{{- $looks := and .Values.agent.podMetadata.enabled (lookup "v1" "Namespace" "" "kube-system") }}
+{{- if and $looks (lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia") }}nvidia
+{{- else if and (not $looks) (eq .Values.agent.platform "gpu-operator") }}nvidia{{ end }}
 {{- end }}
 {{- end }}
 
@@ -49,6 +49,20 @@ eks.amazonaws.com/instance-gpu-manufacturer: nvidia
 kubernetes.azure.com/accelerator: nvidia
 {{- end }}
 
+{{/* "yes" where nodes can be looked at and none has one of these labels or GPUs to give; else empty. */}}
+{{- define "gpumon.noGpuNodes" -}}
+{{- if .Values.agent.podMetadata.enabled -}}
+{{- $labels := include "gpumon.gpuLabels" . | fromYaml -}}
+{{- $nodes := (lookup "v1" "Node" "" "").items -}}
+{{- $found := not (empty (include "gpumon.unlabelledGpuNodes" . | fromJsonArray)) -}}
+{{- range $nodes -}}
+{{- $its := .metadata.labels | default dict -}}
+{{- range $label, $value := $labels }}{{ if and (hasKey $its $label) (or (not $value) (eq (get $its $label) $value)) }}{{ $found = true }}{{ end }}{{ end -}}
+{{- end -}}
+{{- if and $nodes (not $found) }}yes{{ end -}}
+{{- end -}}
+{{- end }}
+
 {{/* Names of nodes that have GPUs to give and none of these labels, as where NVIDIA's device plugin was installed by its
 plain manifest. A lookup: it sees what is there at an install or upgrade, and nothing in `helm template`. Not without
 podMetadata, as who may not make a ClusterRole may not list nodes. */}}
@@ -60,7 +74,7 @@ podMetadata, as who may not make a ClusterRole may not list nodes. */}}
 {{- $its := .metadata.labels | default dict -}}
 {{- $known := false -}}
 {{- range $labels }}{{ if hasKey $its . }}{{ $known = true }}{{ end }}{{ end -}}
-{{- if and (not $known) (hasKey (.status.allocatable | default dict) "nvidia.com/gpu") -}}
+{{- if and (not $known) (ne (dig "status" "allocatable" "nvidia.com/gpu" "0" . | toString) "0") -}}
 {{- $names = append $names .metadata.name -}}
 {{- end -}}
 {{- end -}}

@@ -20,7 +20,7 @@ auth:
   {{- end }}
 storage:
   output_directory: /data
-  {{- if and .Values.server.persistence.enabled (not .Values.server.persistence.existingClaim) }}
+  {{- if not (and .Values.server.persistence.enabled .Values.server.persistence.existingClaim) }}
   max_disk_mb: {{ include "gpumon.nineTenths" .Values.server.persistence.size }}
   {{- end }}
 logging:
