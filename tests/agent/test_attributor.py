@@ -142,6 +142,23 @@ def test_what_could_be_held_may_be_unknown_without_holders_being_so() -> None:
     assert node.sample()["holder_count"] == 1
 
 
+def test_other_replicas_count_as_soon_as_a_pod_holds_one_of_them() -> None:
+    kubelet = Kubelet(allocatable={"nvidia.com/gpu": frozenset({GPU})})
+    node = Node(kubelet)
+    node.ask()
+    kubelet.allocatable = {"nvidia.com/gpu": frozenset({f"{GPU}::0", f"{GPU}::1"})}
+    kubelet.containers = [holding("a", f"{GPU}::0")]
+    node.ask()
+    assert node.sample()["pods"][0]["gpu_share"] == 0.5
+
+
+def test_an_id_that_the_kubelet_never_lists_does_not_have_it_asked_each_time() -> None:
+    node = Node(Kubelet(holding("a", GPU), allocatable={}))
+    for _ in range(3):
+        node.ask()
+    assert node.kubelet_counts.calls == 4
+
+
 def test_a_lost_gpu_is_attributed_to_nobody_and_its_counter_is_forgotten() -> None:
     node = Node(Kubelet(holding("a", GPU)))
     node.sample(energy_mj=1_000_000, power_draw=100.0)

@@ -69,6 +69,7 @@ class Holders:
         self._holdings = Holdings()
         self._allocatable: Mapping[str, frozenset[str]] | None = None
         self._allocatable_due = 0.0
+        self._strange: set[str] = set()
         self._wanted = threading.Event()
         self._trouble = Trouble(log, "kubelet", monotonic=monotonic)
 
@@ -115,7 +116,8 @@ class Holders:
         """Asks the kubelet once. Trouble is logged and counted; the last answer stays."""
         asked_at = self._monotonic()
         try:
-            told = Told(self._containers(), self._what_there_is(asked_at), asked_at)
+            containers = self._containers()
+            told = Told(containers, self._what_there_is(containers, asked_at), asked_at)
         except KubeletUnavailable as error:
             self._counts.trouble = str(error)
             self._counts.failures += 1
@@ -131,9 +133,16 @@ class Holders:
         self._counts.calls += 1
         return self._kubelet.list_containers()
 
-    def _what_there_is(self, now: float) -> Mapping[str, frozenset[str]] | None:
-        """What could be held, as it was said last: without it holders are known all the same."""
-        if now >= self._allocatable_due:
+    def _what_there_is(
+        self, containers: Sequence[ContainerDevices], now: float
+    ) -> Mapping[str, frozenset[str]] | None:
+        """What could be held, as it was said last: without it holders are known all the same. Asked anew at once
+        when an id is held that was not there then: a device plugin has other replicas now."""
+        known = frozenset[str]().union(*(self._allocatable or {}).values())
+        held = {device for container in containers for ids in container.device_ids.values() for device in ids}
+        strange = held - known
+        if now >= self._allocatable_due or strange - self._strange:
+            self._strange = strange
             self._counts.calls += 1
             self._allocatable_due = now + ALLOCATABLE_SECONDS
             try:
