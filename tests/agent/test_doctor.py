@@ -478,6 +478,27 @@ def test_a_server_whose_authority_is_not_the_agent_s_is_named_with_the_chart_val
     assert strange.broken[0].fix == unread.broken[0].fix
 
 
+def test_an_agent_that_speaks_http_to_a_server_with_a_certificate_is_told_so(node: DoctorNode) -> None:
+    with speaking_tls(node):
+        node.server_host = "http://127.0.0.1"
+        in_a_cluster = node.examine()
+        node.environ.clear()
+        node.sections["kubernetes"] = Kubernetes(kubelet_socket="")
+        plain = node.examine()
+
+    assert broken(in_a_cluster) == broken(plain) == ["server"]
+    assert "must begin with https://" in in_a_cluster.broken[0].fix and "server.tls" in in_a_cluster.broken[0].fix
+    assert "must begin with https://" in plain.broken[0].fix and "tls_cert_file" in plain.broken[0].fix
+
+
+def test_an_agent_that_speaks_https_is_not_told_to(node: DoctorNode) -> None:
+    no_server(node)
+    node.server_host = "https://127.0.0.1"
+
+    assert "Connection refused" in node.finding("server").evidence
+    assert "must begin with" not in node.finding("server").fix
+
+
 def test_a_clock_that_is_a_little_off_is_told_and_not_broken(node: DoctorNode) -> None:
     node.server.ahead_seconds = 20.0
     found = node.finding("clock")
@@ -622,6 +643,27 @@ def test_the_running_agent_examines_itself_on_its_live_doors(node: DoctorNode) -
             node.kubelet.stop()
             status, body = get(agent.status.port, "/doctor")
             assert (status, body["ok"]) == (503, False)
+        finally:
+            agent.stop()
+
+
+def test_the_running_agent_examines_itself_for_one_at_a_time(node: DoctorNode) -> None:
+    settings = node.settings()
+    first: list[int] = []
+    with node.simulated():
+        agent = Agent(settings, Nvml(), Surroundings.look(settings, node.environ))
+        agent.start()
+        try:
+            node.server.hold.clear()
+            thread = threading.Thread(target=lambda: first.append(get(agent.status.port, "/doctor")[0]))
+            thread.start()
+            processes.until(lambda: "GET /" in [asked for asked, _ in node.server.requests])
+            status, body = get(agent.status.port, "/doctor")
+            node.server.hold.set()
+            thread.join(20)
+            assert (status, "ask again" in str(body["detail"])) == (429, True)
+            assert first in ([200], [503])
+            assert get(agent.status.port, "/doctor")[0] != 429
         finally:
             agent.stop()
 

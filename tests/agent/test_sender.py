@@ -277,6 +277,32 @@ def test_an_address_that_is_none_is_a_wrong_setting() -> None:
         deliver("http://gpumon:8080:5000/api/receive-data", batch(1))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a..b:5000/api",
+        f"http://{'a' * 64}:5000/api",
+        "http://.:5000/api",
+        "http://",
+        "http://:5000/api",
+        "http://user:cret@/api",
+        "http://gpumon:99999/api",
+        "http://gpumon:0/api",
+    ],
+)
+def test_a_host_or_port_that_cannot_be_is_a_wrong_setting_before_anything_is_sent(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"\[SERVER\] server_host.*server_port") as raised:
+        HttpSink(
+            Destination(url),
+            DeliveryCounts(),
+            connect_timeout_seconds=5.0,
+            read_timeout_seconds=5.0,
+            compress=True,
+        )
+
+    assert "cret" not in str(raised.value)
+
+
 def test_a_password_in_an_address_that_is_none_is_not_shown() -> None:
     with pytest.raises(SettingsError) as raised:
         deliver("http://user:cret:5000/api/receive-data", batch(1))
@@ -284,10 +310,89 @@ def test_a_password_in_an_address_that_is_none_is_not_shown() -> None:
     assert "cret" not in str(raised.value)
 
 
-def test_certificates_that_cannot_be_read_are_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent/ca.pem")
-    with pytest.raises(SettingsError, match="SSL_CERT_FILE"):
-        deliver("https://gpumon:5000/api/receive-data", batch(1))
+class ClosingReceiver(Receiver):
+    """It closes each connection after its answer and does not say so, as the old program after 5 s; `closed` is
+    released then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = threading.Semaphore(0)
+        self._server.RequestHandlerClass.do_POST = self._closing(self._server.RequestHandlerClass.do_POST)
+        shutdown_request = self._server.shutdown_request
+
+        def shut_down(request: Any) -> None:
+            shutdown_request(request)
+            self.closed.release()
+
+        self._server.shutdown_request = shut_down  # type: ignore[method-assign]
+
+    def _closing(self, do_post: Any) -> Any:
+        def do_POST(handler: Any) -> None:  # noqa: N802  the library's name
+            do_post(handler)
+            handler.close_connection = True
+
+        return do_POST
+
+
+def test_a_server_that_closes_idle_connections_gets_every_batch_at_the_first_try(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Waiting(Backlog):
+        """The next batch comes when the connection of the one before is closed."""
+
+        def delivered(self) -> None:
+            super().delivered()
+            assert receiver.closed.acquire(timeout=PATIENCE_SECONDS)
+
+    with ClosingReceiver() as receiver:
+        sink = HttpSink(
+            Destination(receiver.url),
+            counts := DeliveryCounts(),
+            connect_timeout_seconds=5.0,
+            read_timeout_seconds=5.0,
+            compress=True,
+        )
+        backlog, times = Waiting(3), Times()
+        with caplog.at_level(logging.INFO, "gpumon"):
+            Delivery(
+                backlog, sink, counts, delay_seconds=1.0, backoff=1.0, growths=0, monotonic=times.monotonic
+            ).run(Until(times))
+        sink.close()
+
+    assert backlog.happened == ["delivered 1", "delivered 2", "delivered 3"]
+    assert (counts.retries, caplog.text) == (0, "")
+
+
+@contextmanager
+def closing_at(connections: list[int]) -> Iterator[str]:
+    """The address of a server whose n-th connection is closed without an answer at its request number
+    connections[n], counted from 1."""
+
+    def serve() -> None:
+        for last in connections:
+            accepted, _ = listener.accept()
+            with accepted, accepted.makefile("rb") as incoming:
+                for number in range(1, last + 1):
+                    length = 0
+                    while (line := incoming.readline()).strip():
+                        if line.lower().startswith(b"content-length:"):
+                            length = int(line.partition(b":")[2])
+                    incoming.read(length)
+                    if number < last:
+                        accepted.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"success":true}')
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api/receive-data"
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+def test_a_kept_connection_that_is_closed_in_this_moment_costs_no_retry() -> None:
+    with closing_at([2, 2, 1]) as url:
+        outcomes = deliver(url, batch(1), batch(2), batch(3))
+    assert [outcome.kind for outcome in outcomes] == ["delivered", "delivered", "retry"]
 
 
 class Backlog:

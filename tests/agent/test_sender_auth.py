@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,8 +137,9 @@ def content(written: bytes) -> Callable[[Path], None]:
         (content(b"s3cret\0token\n"), "visible ASCII"),
         (content("s3crét\n".encode()), "visible ASCII"),
         (content(b"\xff\xfes\x003\x00"), "visible ASCII"),
+        (content(b"s3cret-token\n" + b"#" * 65536), "is larger than 65536 bytes"),
     ],
-    ids=["gone", "folder", "empty", "comment", "blank", "NUL", "accent", "UTF-16"],
+    ids=["gone", "folder", "empty", "comment", "blank", "NUL", "accent", "UTF-16", "too large"],
 )
 def test_a_token_that_cannot_be_had_is_tried_again_and_nothing_is_sent_without_it(
     receiver: Receiver, token_file: Path, spoil: Callable[[Path], None], said: str
@@ -148,6 +150,31 @@ def test_a_token_that_cannot_be_had_is_tried_again_and_nothing_is_sent_without_i
     assert outcome.kind == "retry"
     assert f"[AUTHENTICATION] token_file {token_file}" in outcome.reason and said in outcome.reason
     assert "s3c" not in outcome.reason
+    assert receiver.posts == []
+
+
+def test_a_token_file_may_be_as_large_as_its_limit(receiver: Receiver, token_file: Path) -> None:
+    token_file.write_bytes(f"{TOKEN}\n".encode().ljust(65536, b"#"))
+
+    assert deliver(Destination(receiver.url, str(token_file)), batch(1)) == [Outcome("delivered")]
+
+
+def test_a_pipe_in_the_token_file_s_place_is_not_waited_for(receiver: Receiver, token_file: Path) -> None:
+    token_file.unlink()
+    os.mkfifo(token_file)
+    outcomes: list[Outcome] = []
+    to = Destination(receiver.url, str(token_file))
+    thread = threading.Thread(target=lambda: outcomes.extend(deliver(to, batch(1))), daemon=True)
+    thread.start()
+    thread.join(20)
+    waits = thread.is_alive()
+    if waits:
+        os.close(os.open(token_file, os.O_WRONLY | os.O_NONBLOCK))  # lets it go
+        thread.join(20)
+
+    assert not waits
+    (outcome,) = outcomes
+    assert (outcome.kind, "is no regular file" in outcome.reason) == ("retry", True)
     assert receiver.posts == []
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trustme
+from cryptography import x509
 
 from gpumon.agent.counts import DeliveryCounts
 from gpumon.agent.ports import Outcome
+from gpumon.agent.settings import Network
 from gpumon.agent.shipping.connection import Destination
 from gpumon.agent.shipping.sender import HttpSink
 from gpumon.errors import SettingsError
-from tests.agent.doors import Receiver, batch
+from gpumon.server.serve import KEEP_ALIVE_SECONDS
+from tests.agent.doors import Receiver, Times, batch
 from tests.agent.test_sender import deliver
 
 
@@ -31,7 +37,12 @@ class TlsReceiver(Receiver):
             self._server.socket, server_side=True, do_handshake_on_connect=False
         )
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client may turn away
+        self.handshakes = 0
+        self._context.sni_callback = self._begun
         self.url = self.url.replace("http://", "https://")
+
+    def _begun(self, *_: object) -> None:
+        self.handshakes += 1
 
     def certify(self, authority: trustme.CA, name: str = "127.0.0.1") -> None:
         """From the next connection on."""
@@ -99,6 +110,86 @@ def test_a_certificate_of_another_name_is_not_believed(
 
     assert outcome.kind == "retry"
     assert "IP address mismatch" in outcome.reason
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_without_a_ca_file_the_system_s_authorities_are_believed(
+    receiver: TlsReceiver, ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's store is the one that OpenSSL was built with; here the authority is installed there."""
+    monkeypatch.setattr(
+        ssl.SSLContext, "set_default_verify_paths", lambda context: context.load_verify_locations(ca_file)
+    )
+
+    assert deliver(Destination(receiver.url), batch(1)) == [Outcome("delivered")]
+
+
+def hashed(authority: trustme.CA) -> str:
+    """The name under which OpenSSL looks for an authority in a folder."""
+    subject = x509.load_pem_x509_certificate(authority.cert_pem.bytes()).subject
+    canonical = x509.Name([x509.NameAttribute(each.oid, str(each.value).lower()) for each in subject])
+    digest = hashlib.sha1(canonical.public_bytes()[2:]).digest()
+    return f"{int.from_bytes(digest[:4], 'little'):08x}.0"
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_without_a_ca_file_those_that_the_variables_name_are_believed(
+    receiver: TlsReceiver,
+    authority: trustme.CA,
+    ca_file: Path,
+    variable: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ca_file.with_name(hashed(authority)).write_bytes(ca_file.read_bytes())
+    assert deliver(Destination(receiver.url), batch(1))[0].kind == "retry"
+    folders = os.pathsep.join(["/nonexistent", str(ca_file.parent)])
+    monkeypatch.setenv(variable, str(ca_file) if variable == "SSL_CERT_FILE" else folders)
+
+    assert deliver(Destination(receiver.url), batch(1)) == [Outcome("delivered")]
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize(
+    ("variable", "named"),
+    [
+        ("SSL_CERT_FILE", "none.crt"),
+        ("SSL_CERT_FILE", "."),
+        ("SSL_CERT_FILE", "text"),
+        ("SSL_CERT_DIR", "none"),
+        ("SSL_CERT_DIR", "text"),
+    ],
+)
+def test_a_variable_that_names_no_certificates_is_a_wrong_setting(
+    tmp_path: Path, variable: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text("no PEM")
+    monkeypatch.setenv(variable, str(tmp_path / named))
+    with pytest.raises(SettingsError, match=f"{variable} names {tmp_path / named}, no readable"):
+        deliver("https://127.0.0.1:9/", batch(1))
+
+
+def test_batches_share_a_handshake_and_none_comes_when_the_server_may_be_closing(
+    receiver: TlsReceiver, ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = Times()
+    monkeypatch.setattr("httpcore._sync.http11.time", SimpleNamespace(monotonic=times.monotonic))
+    sink, handshakes = sink_of(receiver, ca_file), []
+    try:
+        for seconds in (0.0, Network().batch_interval, KEEP_ALIVE_SECONDS - 1.0):
+            times.seconds += seconds
+            assert sink.deliver(batch(1)) == Outcome("delivered")
+            handshakes.append(receiver.handshakes)
+    finally:
+        sink.close()
+
+    assert handshakes == [1, 1, 2]
 
 
 def test_a_new_authority_is_taken_up_without_a_restart(receiver: TlsReceiver, ca_file: Path) -> None:

@@ -8,14 +8,16 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gpumon import clock
 from gpumon.agent.metrics import AgentCounts, AgentMetrics
-from gpumon.agent.status import Health, Page, StatusServer
+from gpumon.agent.status import Health, Page, StatusServer, one_at_a_time
 from tests.agent.doors import NOON, Times
+from tests.processes import until
 
 
 def ask(port: int | None, path: str, host: str = "127.0.0.1") -> tuple[int, str, bytes]:
@@ -69,6 +71,124 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
         socket.create_connection(("127.0.0.1", server.port or 0)),
     ):
         assert ask(server.port, "/")[0] == 200
+
+
+def cut_off(connection: socket.socket) -> bool:
+    """Whether the server has closed the connection without an answer."""
+    connection.settimeout(0.05)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_a_client_that_drips_is_cut_off_when_its_request_should_have_ended() -> None:
+    times = Times()
+    pages = {"/": lambda: Page(200, "text/plain", b"fine")}
+    with (
+        serving(StatusServer(pages, host="127.0.0.1", port=0, monotonic=times.monotonic)) as server,
+        socket.create_connection(("127.0.0.1", server.port or 0)) as connection,
+    ):
+        began = clock.monotonic()
+        while not cut_off(connection):
+            assert clock.monotonic() - began < 20
+            times.seconds += 4.0
+            with suppress(ConnectionError):
+                connection.sendall(b"G")
+
+
+def test_a_slow_client_has_some_time_for_its_request() -> None:
+    times = Times()
+    pages = {"/": lambda: Page(200, "text/plain", b"fine")}
+    with (
+        serving(StatusServer(pages, host="127.0.0.1", port=0, monotonic=times.monotonic)) as server,
+        socket.create_connection(("127.0.0.1", server.port or 0), timeout=20) as connection,
+    ):
+        for part in (b"GET / HT", b"TP/1.0\r\n", b"\r\n"):
+            connection.sendall(part)
+            times.seconds += 4.0
+        assert connection.recv(12) == b"HTTP/1.0 200"
+
+
+def test_of_too_many_requests_at_a_time_the_further_ones_are_closed_at_once() -> None:
+    making, release = threading.Semaphore(0), threading.Event()
+
+    def make() -> Page:
+        making.release()
+        return Page(200 if release.wait(20) else 500, "text/plain", b"fine")
+
+    with serving(StatusServer({"/": make}, host="127.0.0.1", port=0)) as server, ExitStack() as stack:
+        stack.callback(release.set)
+
+        def begun() -> socket.socket:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port or 0), timeout=20))
+            with suppress(ConnectionError):
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return connection
+
+        held = []
+        for _ in range(64):
+            held.append(begun())
+            assert making.acquire(timeout=20)
+        further = begun()
+        until(lambda: cut_off(further))
+        release.set()
+        for connection in held:
+            connection.settimeout(20)
+            assert connection.recv(12) == b"HTTP/1.0 200"
+        until(lambda: served(server.port, "/"))
+
+
+def served(port: int | None, path: str) -> bool:
+    try:
+        return ask(port, path)[0] == 200
+    except (http.client.HTTPException, ConnectionError):
+        return False
+
+
+def test_a_request_for_which_no_thread_can_begin_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"/": lambda: Page(200, "text/plain", b"fine")}
+    with serving(StatusServer(pages, host="127.0.0.1", port=0)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("socketserver.threading.Thread.start", no_thread)
+            assert not any(served(server.port, "/") for _ in range(64))
+        assert served(server.port, "/")
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_while_a_costly_page_is_made_a_further_request_is_told_so_at_once() -> None:
+    making, release = threading.Semaphore(0), threading.Event()
+
+    def make() -> Page:
+        making.release()
+        return Page(200 if release.wait(20) else 500, "text/plain", b"fine")
+
+    pages = {"/": one_at_a_time(make, "ask again later")}
+    first: list[int] = []
+    with serving(StatusServer(pages, host="127.0.0.1", port=0)) as server:
+        thread = threading.Thread(target=lambda: first.append(ask(server.port, "/")[0]))
+        thread.start()
+        assert making.acquire(timeout=20)
+        try:
+            assert ask(server.port, "/") == (429, "application/json", b'{"detail":"ask again later"}')
+        finally:
+            release.set()
+            thread.join(20)
+        assert first == [200]
+        assert ask(server.port, "/")[0] == 200
+
+
+def test_a_costly_page_that_fails_can_be_asked_for_again() -> None:
+    pages = {"/": one_at_a_time(lambda: Page(1 // 0, "", b""), "ask again later")}
+    with serving(StatusServer(pages, host="127.0.0.1", port=0)) as server:
+        for _ in range(2):
+            with pytest.raises(http.client.HTTPException):
+                ask(server.port, "/")
 
 
 def has_ipv6() -> bool:

@@ -152,13 +152,13 @@ elif "pods" in sys.argv:
     print("other \\ngpumon-e2e-server-1 gpumon-e2e\\nrenamed gpumon-e2e")
     print("gpumon-e2e-lost \\ngpumon-server-2 gpumon")
 else:
-    print("view \\ne2e-gpumon-e2e-agent \\ngpumon-gpumon-agent gpumon")
+    print("view \\ne2e:gpumon-e2e-agent \\ngpumon:gpumon-agent gpumon")
 """)
     assert Release(cluster, "gpumon-e2e", "e2e").remains() == {
         "pods/gpumon-e2e-server-1",
         "pods/renamed",
         "pods/gpumon-e2e-lost",
-        "clusterroles.rbac/e2e-gpumon-e2e-agent",
+        "clusterroles.rbac/e2e:gpumon-e2e-agent",
     }
 
 

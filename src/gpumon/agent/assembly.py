@@ -37,7 +37,7 @@ from gpumon.agent.shipping.delivery import Delivery
 from gpumon.agent.shipping.sender import HttpSink
 from gpumon.agent.shipping.spool import Spool
 from gpumon.agent.shipping.spooldisk import SpoolDisk
-from gpumon.agent.status import JSON, Health, Page, StatusServer
+from gpumon.agent.status import JSON, Health, Page, StatusServer, one_at_a_time
 from gpumon.agent.surroundings import Simulated, Surroundings
 from gpumon.errors import SettingsError
 from gpumon.tasks import Task
@@ -236,7 +236,9 @@ def _pages(settings: AgentSettings, counts: AgentCounts, doctor: Doctor) -> dict
         "/healthz": health.healthz,
         "/readyz": health.readyz,
         "/metrics": lambda: Page(200, CONTENT_TYPE, metrics.render()),
-        "/doctor": lambda: _examined(doctor),
+        "/doctor": one_at_a_time(
+            partial(_examined, doctor), "an examination is under way; ask again in some seconds"
+        ),
     }
 
 

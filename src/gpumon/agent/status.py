@@ -3,10 +3,14 @@
 Healthy means that the sampler's loop turns: where it does not, only a new start could help. Ready means that
 NVML is open, that a GPU answers where there is one, and that the last delivery, if there was one, went
 through; the answer says why not. A port that is taken is a warning: measuring goes on without it.
+
+Whoever can reach the port can't cost the agent more than _MOST_REQUESTS threads: a further request is closed at
+once, and one that is not complete after _REQUEST_SECONDS, too.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import selectors
 import socket
@@ -14,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event
+from threading import Event, Lock
 
 import msgspec
 
@@ -28,6 +32,11 @@ log = logging.getLogger(__name__)
 
 JSON = "application/json"
 _SLOW_CLIENT_SECONDS = 5.0
+"""The longest wait for the next part of a request, or for the answer to be taken."""
+_REQUEST_SECONDS = 15.0
+"""The longest wait for the whole of a request."""
+_MOST_REQUESTS = 64
+"""At a time; the kubelet and Prometheus have one or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,9 @@ class Page:
     status: int
     content_type: str
     body: bytes
+
+
+Pages = Mapping[str, Callable[[], Page]]
 
 
 class Health:
@@ -73,14 +85,30 @@ def _verdict(name: str, reasons: list[str]) -> Page:
     return Page(503 if reasons else 200, JSON, msgspec.json.encode(body))
 
 
+def one_at_a_time(make: Callable[[], Page], busy: str) -> Callable[[], Page]:
+    """`make`, for a page that costs much. While one is made, a further request is told so at once (429)."""
+    making = Lock()
+
+    def page() -> Page:
+        if not making.acquire(blocking=False):
+            return Page(429, JSON, msgspec.json.encode({"detail": busy}))
+        try:
+            return make()
+        finally:
+            making.release()
+
+    return page
+
+
 class StatusServer:
     """Serves `pages`, path → what makes the page, until stopped. Host * is every interface; port 0 takes a free
     one, -1 opens none."""
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]], *, host: str, port: int) -> None:
+    def __init__(self, pages: Pages, *, host: str, port: int, monotonic: Monotonic = clock.monotonic) -> None:
         self._pages = pages
         self._host = host
         self._wanted_port = port
+        self._monotonic = monotonic
         self._server: _Server | None = None
         self._task: Task | None = None
 
@@ -94,7 +122,7 @@ class StatusServer:
         if self._wanted_port < 0:
             return
         try:
-            self._server = _Server(self._host, self._wanted_port, self._pages)
+            self._server = _Server(self._host, self._wanted_port, self._pages, self._monotonic)
         except OSError as error:
             log.warning(
                 "status_port_unavailable host=%s port=%d reason=%r do=%r",
@@ -118,9 +146,33 @@ class StatusServer:
                 server.server_close()
 
 
+class _Reader(io.RawIOBase):
+    """A request as it comes in. The whole of it has one deadline, for a timeout holds for each part alone, and
+    a client that drips would never meet it. Raises TimeoutError."""
+
+    def __init__(self, connection: socket.socket, monotonic: Monotonic) -> None:
+        self._connection = connection
+        self._monotonic = monotonic
+        self._deadline = monotonic() + _REQUEST_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if self._monotonic() > self._deadline:
+            raise TimeoutError("the request does not end")
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     timeout = _SLOW_CLIENT_SECONDS
     server: _Server
+
+    def setup(self) -> None:
+        """Puts the request's deadline on what is read."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Reader(self.connection, self.server.monotonic))
 
     def do_GET(self) -> None:
         """Answers one request; the connection is closed then."""
@@ -140,13 +192,15 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> None:
+    def __init__(self, host: str, port: int, pages: Pages, monotonic: Monotonic) -> None:
         listener = listen(host, port, self.request_queue_size)
         self.address_family = listener.family
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()  # the library's own, which was never bound
         self.socket = listener
         self.pages = pages
+        self.monotonic = monotonic
+        self._open: set[socket.socket] = set()
         self._wakes, self._waker = socket.socketpair()
 
     def serve(self, stop: Event) -> None:
@@ -157,6 +211,20 @@ class _Server(ThreadingHTTPServer):
             while not stop.is_set():
                 if any(key.fileobj is self for key, _ in ready.select()):
                     self.handle_request()
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        """Begins a thread for the request, or closes it where there are too many."""
+        if len(self._open) < _MOST_REQUESTS:
+            self._open.add(request)
+            super().process_request(request, client_address)
+        else:
+            log.debug("status_request_closed client=%s open=%d", client_address, _MOST_REQUESTS)
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        """The end of every request, also of one for which no thread could begin."""
+        self._open.discard(request)
+        super().shutdown_request(request)
 
     def wake(self) -> None:
         """Lets `serve` look at its stop event."""

@@ -21,11 +21,7 @@ _LET_IN = (200, 422)
 def check_server(seen: Probe, delivery_trouble: str | None, site: Site, *, compresses: bool) -> Finding:
     """Whether a gpumon server answers at the address and can store samples. `delivery_trouble` is what the running
     agent's last try met."""
-    address = site.either(
-        "set the chart values agent.config.server.server_host and server_port, or leave them out for the server "
-        "of this release; see its Service and NetworkPolicy",
-        "see that the server runs, and [SERVER] server_host and server_port",
-    )
+    address = _address_advice(seen, site)
     if seen.root is None or seen.health is None:
         fix = _tls_advice(site) if seen.about_tls else address
         return Finding(SERVER, BROKEN, f"{seen.address}: {seen.trouble}", fix)
@@ -154,6 +150,21 @@ def _why_shut_out(seen: Probe, status: int, site: Site) -> tuple[str, str]:
         "auth.serviceAccounts must have an agent of another release or namespace",
         "the first line of [AUTHENTICATION] token_file must be a token that the server's [AUTH] token_file has; "
         "see also the name and password in [SERVER] server_host, and what stands between agent and server",
+    )
+
+
+def _address_advice(seen: Probe, site: Site) -> str:
+    """A server that speaks https closes a connection on which it hears http, and says nothing."""
+    advice = site.either(
+        "set the chart values agent.config.server.server_host and server_port, or leave them out for the server "
+        "of this release; see its Service and NetworkPolicy",
+        "see that the server runs, and [SERVER] server_host and server_port",
+    )
+    if not seen.address.startswith("http://"):
+        return advice
+    return advice + site.either(
+        "; server_host must begin with https:// if the server has a certificate (chart value server.tls)",
+        "; server_host must begin with https:// if the server has a certificate (its [SERVER] tls_cert_file)",
     )
 
 

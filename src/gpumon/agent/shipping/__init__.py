@@ -5,7 +5,8 @@ spool          batches wait: in memory, then on disk; the oldest dropped and cou
 spooldisk      the spool's part on disk
 batchfiles     a batch as a file
 delivery       the loop: the head of the spool, again and again until the server has it
-connection     the way to the server: address, token, certificates
+bearer         the token that is shown
+connection     the way to the server: address and certificates
 sender         the door to the server: one POST per batch
 serverprobe    what `doctor` asks the server
 """

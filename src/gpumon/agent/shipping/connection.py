@@ -5,8 +5,8 @@ no restart; or a name and password in the address, which go out as basic authent
 used now is trouble of the moment (AccessTrouble): it is tried again, and nothing is lost.
 
 With https the server must show a certificate that one of the authorities in `ca_file` vouches for. The file is
-read again when it has changed and after a handshake that failed. Without it those of the system hold, or of
-SSL_CERT_FILE and SSL_CERT_DIR. With http no certificates are loaded: they cost memory.
+read again when it has changed and after a handshake that failed. Without it the system's file and folder hold,
+in whose place SSL_CERT_FILE and SSL_CERT_DIR name others. With http no certificates are loaded: they cost memory.
 
 Redirects are not followed, so what the agent shows goes to no other server. Proxy variables of the environment
 are not followed either: in a cluster they are meant for the way out, and the server's name is rarely in NO_PROXY.
@@ -14,8 +14,9 @@ are not followed either: in a cluster they are meant for the way out, and the se
 
 from __future__ import annotations
 
+import os
 import ssl
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,13 @@ from typing import TypeVar
 import httpx
 
 from gpumon import __version__
+from gpumon.agent.shipping.bearer import AccessTrouble, Bearer
 from gpumon.errors import SettingsError
 from gpumon.filestamp import FileStamp, stamp_of
-from gpumon.tokenfile import fits_a_header, tokens_in
 
-_KEEP_ALIVE_SECONDS = 2.0
-"""Less than the 5 s after which uvicorn closes an idle connection: no request meets one that is closing."""
-_TOKEN_FILE_BYTES = 65536
-"""More than a token file ever has; a service account's token takes some 1000."""
+_KEEP_ALIVE_SECONDS = 60.0
+"""Longer than batches are apart, so that each needs no handshake of its own; less than the server's 120 s. The old
+program closes after 5 s: httpcore looks for that before it uses a connection again, and `_send` mends the rest."""
 Text = TypeVar("Text", str, bytes)
 
 
@@ -42,15 +42,6 @@ class Destination:
     url: str
     token_file: str = ""
     ca_file: str = ""
-
-
-class AccessTrouble(Exception):
-    """A file without which the server is not to be asked can't be used now. The message names the file and its
-    setting, never what is in it."""
-
-
-class TokenTrouble(AccessTrouble):
-    """It is the token."""
 
 
 class CertificateTrouble(AccessTrouble):
@@ -66,13 +57,14 @@ class Connection:
         self.url = given.copy_with(username="", password="")
         self._auth: httpx.Auth | None = None
         if to.token_file:
-            self._auth = _Bearer(to.token_file)
+            self._auth = Bearer(to.token_file)
         elif given.userinfo:
             self._auth = httpx.BasicAuth(given.username, given.password)
         self._ca_file = to.ca_file
         self._ca_seen: FileStamp | None = None
         self._timeout = httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds)
         self._client: httpx.Client | None = None
+        self._kept = False
 
     def open(self) -> None:
         """Makes ready for a request, without sending anything. Raises CertificateTrouble."""
@@ -85,8 +77,12 @@ class Connection:
         """The answer to one request, of which the body is still to be read. Raises AccessTrouble before anything
         is sent, and httpx.HTTPError and OSError."""
         try:
-            with self._ready().stream(method, url, content=content, headers=headers) as response:
+            client = self._ready()
+            response = self._send(client, client.build_request(method, url, content=content, headers=headers))
+            try:
                 yield response
+            finally:
+                response.close()
         except httpx.HTTPError as error:
             if is_about_tls(error):
                 self.close()  # the next request reads them anew, though the file may look the same
@@ -97,6 +93,20 @@ class Connection:
         if self._client is not None:
             self._client.close()
             self._client = None
+            self._kept = False
+
+    def _send(self, client: httpx.Client, request: httpx.Request) -> httpx.Response:
+        """Sends once more at once where a connection that was kept turns out to have been closed just now: that is
+        no trouble of the server's."""
+        kept, self._kept = self._kept, False
+        try:
+            response = client.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if not kept:
+                raise
+            response = client.send(request, stream=True)
+        self._kept = True
+        return response
 
     def _ready(self) -> httpx.Client:
         if self._ca_file:
@@ -124,47 +134,22 @@ class Connection:
         )
 
 
-class _Bearer(httpx.Auth):
-    """Shows the token that is in the file now."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Raises TokenTrouble."""
-        request.headers["Authorization"] = f"Bearer {read_token(self._file)}"
-        yield request
-
-
-def read_token(file: str) -> str:
-    """The first token of the file; the server takes each of its own. Raises TokenTrouble."""
-    named = f"[AUTHENTICATION] token_file {file}"
-    try:
-        with Path(file).open("rb") as opened:
-            content = opened.read(_TOKEN_FILE_BYTES)
-    except OSError as error:
-        raise TokenTrouble(f"can't read {named}: {error.strerror or error}") from error
-    _, token = next(tokens_in(content), (0, b""))
-    if not token:
-        raise TokenTrouble(f"{named} has no token; write it to the first line")
-    if not fits_a_header(token):
-        raise TokenTrouble(
-            f"{named}: its first line has other characters than visible ASCII in it, such as a blank or a letter "
-            "with an accent; an HTTP header can't carry it, so write a token there"
-        )
-    return token.decode("ascii")
-
-
 def checked_url(to: Destination) -> httpx.URL:
     """The address, where it can be one and goes together with the other settings. Raises SettingsError."""
     try:
         url = httpx.URL(to.url)
-    except httpx.InvalidURL as error:
+        url.raw_host.decode().encode("idna")  # as it is when it is looked up
+    except (httpx.InvalidURL, UnicodeError) as error:
         # Neither the address nor httpx's words on it are shown: there may be a password in both.
         raise SettingsError(
             "the server's address can't be used; see [SERVER] server_host (such as http://gpumon), server_port, "
             "api_endpoint"
         ) from error
+    if not url.host or (url.port is not None and not 1 <= url.port <= 65535):
+        raise SettingsError(
+            "the server's address must have a host and a port of 1 to 65535; see [SERVER] server_host (such as "
+            "http://gpumon) and server_port"
+        )
     if to.token_file and url.userinfo:
         raise SettingsError(
             "[AUTHENTICATION] token_file is set, and [SERVER] server_host has a name and password; the server can "
@@ -205,15 +190,28 @@ def reason_of(error: Exception) -> str:
 
 def _certificates(ca_file: str) -> ssl.SSLContext:
     if not ca_file:
-        try:
-            return httpx.create_ssl_context()
-        except OSError as error:
-            raise CertificateTrouble(
-                f"can't read the certificates that SSL_CERT_FILE or SSL_CERT_DIR name: {error}"
-            ) from error
+        return _of_the_system()
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:
         raise CertificateTrouble(f"[SERVER] ca_file {ca_file} has no certificate in PEM") from error
     except OSError as error:
         raise CertificateTrouble(f"can't read [SERVER] ca_file {ca_file}: {error.strerror or error}") from error
+
+
+def _of_the_system() -> ssl.SSLContext:
+    """Where a variable names what can't be read, OpenSSL says nothing and believes nobody. Of several folders one
+    is enough. Raises CertificateTrouble."""
+    context = ssl.create_default_context()
+    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    advice = "let it name one, or take it away for the system's certificates"
+    if file:
+        try:
+            context.load_verify_locations(file)
+        except OSError as error:
+            raise CertificateTrouble(
+                f"the variable SSL_CERT_FILE names {file}, no readable file of certificates in PEM: {advice}"
+            ) from error
+    if folders and not any(os.access(Path(each, "."), os.X_OK) for each in folders.split(os.pathsep)):
+        raise CertificateTrouble(f"the variable SSL_CERT_DIR names {folders}, no readable folder: {advice}")
+    return context

@@ -29,7 +29,8 @@ import msgspec
 from gpumon import clock
 from gpumon.agent.counts import DeliveryCounts
 from gpumon.agent.ports import Batch, Outcome
-from gpumon.agent.shipping.connection import AccessTrouble, Connection, Destination, reason_of, without_secret
+from gpumon.agent.shipping.bearer import AccessTrouble
+from gpumon.agent.shipping.connection import Connection, Destination, reason_of, without_secret
 from gpumon.clock import Monotonic, Now
 from gpumon.errors import SettingsError
 from gpumon.model.sample import BATCH_HEADER

@@ -17,14 +17,12 @@ import httpx
 import msgspec
 
 from gpumon import clock
+from gpumon.agent.shipping.bearer import AccessTrouble, TokenTrouble, read_token
 from gpumon.agent.shipping.connection import (
-    AccessTrouble,
     Connection,
     Destination,
-    TokenTrouble,
     checked_url,
     is_about_tls,
-    read_token,
     reason_of,
     without_secret,
 )
