@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import trustme
 from gpumon.errors import KubernetesUnavailable, SettingsError
 from gpumon.server.auth import review as review_module
 from gpumon.server.auth import service_accounts
-from gpumon.server.auth.refusal import Reason, Refusal
+from gpumon.server.auth.failures import Failures
+from gpumon.server.auth.refusal import Reason, Refusal, Right
 from gpumon.server.auth.review import TokenReview, open_review
-from gpumon.server.auth.rights import open_rights
+from gpumon.server.auth.rights import Rights, open_rights
 from gpumon.server.auth.service_accounts import ServiceAccounts
 from gpumon.server.settings import Auth
 from tests.samples import sample
@@ -99,23 +101,44 @@ def test_a_user_who_is_not_authenticated_is_nobody(api: ReviewApi, opened: Calla
 
 
 def test_requests_that_wait_are_bounded(
-    api: ReviewApi, opened: Callable[..., TokenReview], monkeypatch: pytest.MonkeyPatch
+    api: ReviewApi,
+    opened: Callable[..., TokenReview],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(service_accounts, "_MOST_WAITING", 1)
-    held = accounts(opened(api), Clock())
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(service_accounts, "_MOST_WAITING", 2)
+    clock = Clock()
+    held = accounts(opened(api), clock)
+    assert let_in(held, TOKEN) is None
+    clock.now += 60
     api.hold()
 
-    async def ask_two() -> tuple[Refusal | None, Refusal | None]:
-        first = asyncio.create_task(held.ask(TOKEN.encode()))
-        await asyncio.to_thread(api.waiting.acquire, timeout=20)
-        second = await held.ask(jwt("another").encode())
+    async def ask_all() -> tuple[list[Refusal | None], list[Refusal | None]]:
+        under_way = [asyncio.create_task(held.ask(jwt(name).encode())) for name in ("a", "b")]
+        await asyncio.sleep(0)
+        refused = [await held.ask(jwt(name).encode()) for name in ("c", "d")]
+        under_way.append(asyncio.create_task(held.ask(TOKEN.encode())))  # it is known: there is room for it
+        for _ in under_way:
+            assert await asyncio.to_thread(api.waiting.acquire, timeout=20)
         api.let_go()
-        return await first, second
+        return refused, await asyncio.gather(*under_way)
 
-    let, refused = asyncio.run(ask_two())
-    assert let is None
-    assert refused is not None
-    assert refused.reason is Reason.UNAVAILABLE
+    api.waiting.acquire(timeout=20)  # of the first review
+    refused, answered = asyncio.run(ask_all())
+    for refusal in refused:
+        assert refusal is not None
+        assert refusal.reason is Reason.UNAVAILABLE
+        assert "too many others wait" in refusal.detail
+        assert "answer" not in refusal.detail  # Kubernetes is not to blame
+    assert [refusal and refusal.reason for refusal in answered] == [Reason.UNKNOWN, Reason.UNKNOWN, None]
+    assert events_of(caplog) == ["trouble token_reviews_waiting", "recovered token_reviews_waiting"]
+
+
+def events_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The first two words of each line of the module."""
+    lines = [record.getMessage() for record in caplog.records if record.name == service_accounts.__name__]
+    return [" ".join(line.split()[:2]) for line in lines]
 
 
 def test_kubernetes_is_believed_by_its_certificate_only(
@@ -223,7 +246,19 @@ def test_a_revoked_token_is_let_in_no_longer_than_review_seconds(
     assert let_in(held, TOKEN) is None
     clock.now += 0.1
     assert let_in(held, TOKEN) is Reason.UNKNOWN
-    assert not held.knew(TOKEN.encode())
+    assert not held.worth_asking(TOKEN.encode(), limited=True, under_way=0)  # nor known any more
+
+
+def test_a_token_is_known_for_an_hour_after_its_review_is_over(
+    api: ReviewApi, opened: Callable[..., TokenReview]
+) -> None:
+    clock = Clock()
+    held = accounts(opened(api), clock)
+    assert let_in(held, TOKEN) is None
+    clock.now += 60 + 3599
+    assert held.worth_asking(TOKEN.encode(), limited=True, under_way=100)
+    clock.now += 1
+    assert not held.worth_asking(TOKEN.encode(), limited=True, under_way=100)
 
 
 def test_a_token_whose_time_is_over_waits_for_an_api_that_is_away(
@@ -247,6 +282,35 @@ def test_a_token_whose_time_is_over_waits_for_an_api_that_is_away(
     events = [record.message.split()[0] for record in caplog.records if record.name == service_accounts.__name__]
     assert events == ["trouble"]
     assert TOKEN not in caplog.text
+
+
+def test_a_review_counts_from_when_it_was_begun() -> None:
+    """What was true then may have changed before the answer came."""
+    clock = Clock()
+    users = {TOKEN: USER}
+
+    def slow_user_of(token: str) -> str | None:
+        clock.now += 5
+        return users.get(token)
+
+    held = ServiceAccounts(
+        slow_user_of,
+        frozenset({"monitoring/gpumon-agent"}),
+        audience="gpumon",
+        review_seconds=60.0,
+        monotonic=clock,
+    )
+    began = clock.now
+    assert let_in(held, TOKEN) is None
+    clock.now = began + 59.9
+    assert held.lets_in(TOKEN.encode())
+    clock.now = began + 60
+    assert not held.lets_in(TOKEN.encode())
+    late, began = jwt("late"), clock.now
+    assert let_in(held, late) is Reason.UNKNOWN
+    users[late] = USER
+    clock.now = began + service_accounts._REFUSED_SECONDS
+    assert let_in(held, late) is None
 
 
 def test_a_wrong_token_is_remembered_for_some_seconds(api: ReviewApi, opened: Callable[..., TokenReview]) -> None:
@@ -362,10 +426,165 @@ def test_a_server_takes_samples_of_its_service_accounts_only(
         assert token not in caplog.text  # nor at DEBUG, where the libraries talk, too
 
 
-def test_an_address_that_is_limited_has_no_reviews_but_of_tokens_that_were_right(
+ADDRESS = "10.0.0.1"
+
+
+class Guarded:
+    """The right to send, by service accounts."""
+
+    def __init__(self, review: TokenReview, failures_per_minute: int) -> None:
+        self.clock = Clock()
+        self.held = accounts(review, self.clock)
+        self.failures = Failures(failures_per_minute, monotonic=self.clock)
+        self.rights = Rights({Right.SEND: self.held}, self.failures)
+
+    async def ask(self, token: str | None, peer: str = ADDRESS) -> Refusal | None:
+        return await self.rights.refusal(Right.SEND, None if token is None else token.encode(), peer)
+
+    def reason(self, token: str | None, peer: str = ADDRESS) -> Reason | None:
+        refusal = asyncio.run(self.ask(token, peer))
+        return None if refusal is None else refusal.reason
+
+    @property
+    def limited(self) -> bool:
+        return self.failures.limited_seconds(ADDRESS) is not None
+
+
+async def reached(api: ReviewApi, reviews: int) -> None:
+    """Until the API has been asked so many times more."""
+    for _ in range(reviews):
+        assert await asyncio.to_thread(api.waiting.acquire, timeout=20)
+
+
+def test_a_flood_of_tokens_from_one_address_neither_reaches_kubernetes_nor_delays_a_known_agent(
+    api: ReviewApi, opened: Callable[..., TokenReview]
+) -> None:
+    guarded = Guarded(opened(api), failures_per_minute=1000)
+    assert guarded.reason(TOKEN) is None
+    guarded.clock.now += 60  # its review is over
+    api.hold()
+
+    async def flooded() -> tuple[list[Refusal | None], list[Refusal | None], Refusal | None]:
+        await reached(api, 1)
+        flood = [asyncio.create_task(guarded.ask(jwt(f"wrong-{number}"))) for number in range(100)]
+        await reached(api, 2)
+        refused = [task.result() for task in flood if task.done()]
+        password = await guarded.ask("a-password-of-somebody")
+        assert password is not None and password.reason is Reason.UNKNOWN  # about this nobody needs to be asked
+        agent = asyncio.create_task(guarded.ask(TOKEN))
+        await reached(api, 1)  # while those of the flood have no answer yet
+        api.let_go()
+        return refused, await asyncio.gather(*flood), await agent
+
+    refused, answers, agent = asyncio.run(flooded())
+    assert agent is None
+    assert len(refused) == 92
+    for refusal in refused:
+        assert refusal is not None
+        assert (refusal.reason, refusal.retry_after_seconds) == (Reason.LIMITED, 2)
+        assert "failures_per_minute" not in refusal.detail
+    assert Counter(refusal and refusal.reason for refusal in answers) == {Reason.LIMITED: 92, Reason.UNKNOWN: 8}
+    assert len(set(api.reviewed) - {TOKEN}) == 8
+    assert guarded.reason(jwt("wrong-again")) is Reason.UNKNOWN  # their room is free again
+    assert guarded.rights._under_way == {}
+
+
+def test_waiting_for_a_review_counts_against_no_address(
+    api: ReviewApi, opened: Callable[..., TokenReview]
+) -> None:
+    guarded = Guarded(opened(api), failures_per_minute=9)
+    for number in range(20):
+        api.tokens[jwt(f"agent-{number}")] = Known()
+    api.hold()
+
+    async def all_at_once() -> list[Refusal | None]:
+        asked = [asyncio.create_task(guarded.ask(jwt(f"agent-{number}"))) for number in range(20)]
+        await reached(api, 2)
+        api.let_go()
+        return list(await asyncio.gather(*asked))
+
+    assert Counter(refusal and refusal.reason for refusal in asyncio.run(all_at_once())) == {
+        None: 8,
+        Reason.LIMITED: 12,
+    }
+    assert not guarded.limited
+    assert guarded.reason(jwt("agent-19")) is None
+
+
+def test_addresses_have_room_of_their_own(api: ReviewApi, opened: Callable[..., TokenReview]) -> None:
+    guarded = Guarded(opened(api), failures_per_minute=1000)
+    api.hold()
+
+    async def from_two() -> int:
+        asked = [
+            asyncio.create_task(guarded.ask(jwt(f"{peer[-1]}-{number}"), peer))
+            for peer in (ADDRESS, "10.0.0.2")
+            for number in range(8)
+        ]
+        await reached(api, 2)
+        under_way = guarded.rights._under_way.total()
+        api.let_go()
+        await asyncio.gather(*asked)
+        return under_way
+
+    assert asyncio.run(from_two()) == 16
+
+
+def test_an_agent_with_a_new_token_gets_in_while_another_client_of_its_address_goes_on_failing(
+    api: ReviewApi, opened: Callable[..., TokenReview]
+) -> None:
+    guarded = Guarded(opened(api), failures_per_minute=3)
+    api.tokens[jwt("rotated")] = Known()
+    misconfigured = jwt("misconfigured")
+    reasons = [guarded.reason(misconfigured) for _ in range(5)]
+    assert reasons == [Reason.UNKNOWN] * 3 + [Reason.LIMITED] * 2
+    assert guarded.limited
+    assert guarded.reason("a-password-of-somebody") is Reason.LIMITED
+    assert guarded.reason(None) is Reason.LIMITED
+    assert guarded.reason(jwt("rotated")) is None
+    assert guarded.reason(misconfigured) is Reason.LIMITED
+
+
+def test_an_address_that_is_limited_has_one_unknown_token_reviewed_at_a_time(
+    api: ReviewApi, opened: Callable[..., TokenReview]
+) -> None:
+    guarded = Guarded(opened(api), failures_per_minute=1)
+    assert guarded.reason(TOKEN) is None
+    assert guarded.reason(None) is Reason.MISSING
+    guarded.clock.now += 59.9
+    assert guarded.limited
+    api.hold()
+
+    async def two_and_one_known() -> tuple[Refusal | None, Refusal | None, Refusal | None]:
+        await reached(api, 1)
+        first = asyncio.create_task(guarded.ask(jwt("first")))
+        await reached(api, 1)
+        second = await guarded.ask(jwt("second"))
+        guarded.clock.now += 0.05
+        known = await guarded.ask(TOKEN)  # its review still holds
+        api.let_go()
+        return await first, second, known
+
+    first, second, known = asyncio.run(two_and_one_known())
+    assert first is not None and first.reason is Reason.UNKNOWN
+    assert second is not None and (second.reason, second.retry_after_seconds) == (Reason.LIMITED, 2)
+    assert known is None
+    assert jwt("second") not in api.reviewed
+
+
+def test_that_kubernetes_does_not_answer_counts_against_no_address(
+    api: ReviewApi, opened: Callable[..., TokenReview]
+) -> None:
+    guarded = Guarded(opened(api), failures_per_minute=2)
+    api.status = 500
+    assert [guarded.reason(TOKEN) for _ in range(5)] == [Reason.UNAVAILABLE] * 5
+    assert not guarded.limited
+    assert guarded.reason(None) is Reason.MISSING
+
+
+def test_a_token_that_was_right_is_reviewed_also_for_an_address_that_is_limited(
     api: ReviewApi, serve: Serve, tmp_path: Path
 ) -> None:
-    api.tokens[jwt("fresh")] = Known()
     client = serve(
         auth={
             "mode": "serviceAccount",
@@ -381,9 +600,7 @@ def test_an_address_that_is_limited_has_no_reviews_but_of_tokens_that_were_right
         return answer.status_code
 
     assert post(TOKEN) == 200
-    assert [post(jwt(f"wrong-{number}")) for number in range(4)] == [401, 401, 429, 429]
-    assert post(jwt("fresh")) == 429
-    assert jwt("fresh") not in api.reviewed
+    assert [post("a-password-of-somebody") for _ in range(4)] == [401, 401, 429, 429]
     before = api.reviewed.count(TOKEN)
     while api.reviewed.count(TOKEN) == before:  # until its review is over, and then, too
         assert post(TOKEN) == 200

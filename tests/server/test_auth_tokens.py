@@ -61,6 +61,7 @@ def test_each_line_is_a_token_but_blank_ones_and_comments(tmp_path: Path) -> Non
         ("two words of a secret\n", "line 1: the token has a space in it"),
         ("geheimnis-aus-münchen\n", "line 1: the token has other characters than visible ASCII"),
         (None, "can't read"),
+        (f"{OLD}\n# secret\n" + f"#{'c' * 1023}\n" * 1024, "is larger than 1 MiB"),
     ],
 )
 @pytest.mark.parametrize("key", ["token_file", "read_token_file"])
@@ -77,6 +78,18 @@ def test_a_file_that_gives_no_good_token_is_refused_at_the_start(
     assert says in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "geheim" not in str(caught.value)
+
+
+def test_a_file_of_1_mib_is_taken_whole(tmp_path: Path) -> None:
+    assert opened(tmp_path / "token", NEW.rjust(1 << 20, "\n")).lets_in(NEW.encode())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_or_a_folder_is_no_file_of_tokens(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(SettingsError, match=r"\[AUTH\] token_file .* is no regular file"):
+            TokenFile.open(str(file), "token_file")
 
 
 def test_a_mode_that_needs_a_file_says_so() -> None:
@@ -139,6 +152,17 @@ def test_a_file_that_is_spoilt_later_leaves_the_tokens_known_before(
     assert NEW not in caplog.text
 
 
+def test_a_file_that_comes_back_as_it_was_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "token"
+    tokens = opened(file, OLD)
+    file.rename(tmp_path / "away")
+    assert tokens.lets_in(OLD.encode())
+    (tmp_path / "away").rename(file)
+    assert tokens.lets_in(OLD.encode())
+    assert events_of(caplog, "gpumon.server.auth.tokens") == ["trouble", "recovered", "tokens_read_again"]
+
+
 class Clock:
     """A clock that stands until it is moved."""
 
@@ -163,6 +187,23 @@ def test_an_address_is_limited_until_its_minute_is_over() -> None:
     assert failures.limited_seconds("10.0.0.1") is None
     failures.note("10.0.0.1", Right.SEND, Reason.UNKNOWN)
     assert failures.limited_seconds("10.0.0.1") is None  # a new minute begins with one
+    clock.now += 15
+    for _ in range(2):
+        failures.note("10.0.0.1", Right.SEND, Reason.UNKNOWN)
+    assert failures.limited_seconds("10.0.0.1") == 45
+
+
+def test_of_ipv6_the_64_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    failures = Failures(3, monotonic=Clock())
+    for peer in ("2001:db8::1", "2001:db8::ffff:0:0:2", "2001:db8:0:0:9::"):
+        failures.note(peer, Right.SEND, Reason.UNKNOWN)
+    assert failures.limited_seconds("2001:db8::77") == 60
+    assert failures.limited_seconds("2001:db8:0:1::1") is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "refusing address=2001:db8::/64 right=send reason=unknown"
+    ]
+    failures.note("fe80::1%eth0", Right.SEND, Reason.UNKNOWN)
+    assert "address=fe80::/64" in caplog.text
 
 
 def test_addresses_beyond_the_bound_share_one_count() -> None:

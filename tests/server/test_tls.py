@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -183,6 +184,25 @@ def test_a_renewal_that_does_not_fit_leaves_the_certificate_before(
         assert handshake() == der(new)
     events = [record.getMessage().split()[0] for record in caplog.records if record.name == tls.__name__]
     assert events == ["trouble", "trouble", "trouble", "recovered", "tls_certificate_read_again"]
+
+
+def test_files_that_could_not_be_used_are_tried_again_though_they_look_the_same(
+    tmp_path: Path, ca: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the server was not let read them."""
+    caplog.set_level(logging.INFO)
+    pair = write_pair(tmp_path / "tls", ca.issue_cert("localhost"))
+    certificate = Certificate.named(**{name.removeprefix("tls_"): file for name, file in pair.items()})
+    assert certificate is not None
+    write_pair(tmp_path / "tls", ca.issue_cert("localhost"))
+    file = Path(pair["tls_cert_file"])
+    good, times = file.read_bytes(), (1_800_000_000, 1_800_000_000)
+    for content in (b"x" * len(good), good):
+        file.write_bytes(content)
+        os.utime(file, times)
+        certificate.refresh()
+    events = [record.getMessage().split()[0] for record in caplog.records if record.name == tls.__name__]
+    assert events == ["trouble", "recovered", "tls_certificate_read_again"]
 
 
 @pytest.mark.parametrize("key", ["tls_cert_file", "tls_key_file"])

@@ -171,6 +171,8 @@ def test_a_file_that_may_be_written_and_not_removed_is_its_folder_s_fault(tmp_pa
         (errno.ENOSPC, "free some space"),
         (errno.EROFS, "mount it writable"),
         (errno.EIO, "check the disk"),
+        (errno.EMFILE, "raise the limit of open files"),
+        (errno.ENFILE, "raise the limit of open files"),
         (errno.EACCES, "the server runs as user" if os.name != "nt" else "make the folder writable"),
     ],
 )

@@ -9,6 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+_TOO_MANY_OPEN = (
+    "too many files and connections are open; raise the limit of open files (ulimit -n, LimitNOFILE of systemd), "
+    "and see who has so many connections to the server"
+)
+
 
 def append_fully(file: BinaryIO, data: bytes, *, at: int) -> None:
     """Appends all of `data` to an unbuffered file of length `at`. On trouble (disk full) the file is cut back
@@ -67,6 +72,8 @@ def cannot_write(error: OSError, folder: Path) -> str:
     advice = {
         errno.ENOSPC: "free some space, or set [STORAGE] data_retention_days or max_disk_mb",
         errno.EDQUOT: "raise the quota, or set [STORAGE] data_retention_days or max_disk_mb",
+        errno.EMFILE: _TOO_MANY_OPEN,
+        errno.ENFILE: _TOO_MANY_OPEN,
         errno.EROFS: "the file system is mounted read-only; mount it writable",
     }
     return f"{said}: {advice.get(error.errno or 0, 'check the disk')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import uvicorn
 from gpumon.errors import SettingsError
 from gpumon.listening import listen
 from gpumon.server.app import create_app
+from gpumon.server.protocol import BoundedProtocol
 from gpumon.server.settings import ServerSettings
 from gpumon.server.tls import Certificate
 from gpumon.tasks import Task
@@ -38,11 +40,14 @@ class ServerProcess:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
-                http="httptools",
+                http=BoundedProtocol,
+                ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # uvicorn believes what a client of this machine says of itself, unless the variable names others.
+                proxy_headers=bool(os.environ.get("FORWARDED_ALLOW_IPS")),
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=max(1, round(settings.server.shutdown_seconds)),
                 backlog=_BACKLOG,

@@ -117,8 +117,8 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
             ge=1,
             le=1_000_000,
             description="Refusals that one address may earn in a minute; from then on it is answered 429 until "
-            "the minute is over. A right token is always let in; with mode=serviceAccount, one that Kubernetes "
-            "has not found right lately waits.",
+            "the minute is over. A right token is always let in; with mode=serviceAccount, tokens "
+            "that Kubernetes has not found right within the last hour are then asked about one at a time.",
         ),
     ] = 60
 

@@ -51,6 +51,7 @@ class Certificate:
             self._newest = self._load()
         except SettingsError as error:
             self._trouble.occurred(str(error), do="the certificate before goes on to hold")
+            self._seen = []  # also files that look the same later are read again
             return
         self._seen = seen
         self._trouble.ended()

@@ -43,7 +43,8 @@ _CHALLENGES = {
 _SAID = {
     "401": "No token, or one that nobody knows.",
     "403": "A good token, but not for this.",
-    "429": "This address has been refused too often. Come back after Retry-After.",
+    "429": "This address has been refused too often, or sends too many unknown tokens at once. Come back after "
+    "Retry-After.",
 }
 
 

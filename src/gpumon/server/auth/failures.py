@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from gpumon import clock
 from gpumon.clock import Monotonic
@@ -48,7 +48,7 @@ class Failures:
 
     def limited_seconds(self, peer: str) -> float | None:
         """For how long the address of a peer is refused without looking; None where it is not."""
-        found = self._addresses.get(self._counted_as(address_of(peer)))
+        found = self._addresses.get(self._counted_as(counted_address(peer)))
         if found is None or found.refusals < self._per_minute:
             return None
         left = found.minute_began + _MINUTE - self._monotonic()
@@ -58,7 +58,7 @@ class Failures:
         """Counts a refusal."""
         now = self._monotonic()
         self.sweep()
-        name = self._counted_as(address_of(peer))
+        name = self._counted_as(counted_address(peer))
         found = self._addresses.get(name)
         if found is None:
             found = self._addresses[name] = _Address(since=now, minute_began=now)
@@ -93,12 +93,15 @@ class Failures:
         return _OTHERS
 
 
-def address_of(peer: str) -> str:
-    """An address as it is counted and logged: an IPv4 one that came by an IPv6 socket is the IPv4 one."""
+def counted_address(peer: str) -> str:
+    """An address as it is counted and logged: an IPv4 one that came by an IPv6 socket is the IPv4 one; of an IPv6
+    one it is the /64, for whoever has one address of it has all."""
     try:
         address = ip_address(peer)
     except ValueError:  # a test's client, or what a proxy in front made up
         return repr(peer[:64])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return str(address)
+    return str(IPv6Network((int(address) >> 64 << 64, 64)))

@@ -24,7 +24,7 @@ class Reason(StrEnum):
     NOT_ALLOWED = "not_allowed"
     """Its token is a good one, but for something else."""
     LIMITED = "limited"
-    """Its address has been refused too often within a minute."""
+    """Its address has been refused too often within a minute, or sends too many unknown tokens at once."""
     UNAVAILABLE = "unavailable"
     """Whether its token is right can't be found out now."""
 
@@ -45,8 +45,9 @@ class Holders(Protocol):
         """Whether the token is right, as far as is known without asking anybody."""
         ...
 
-    def knew(self, token: bytes) -> bool:
-        """Whether it was right lately, so that asking again is worth it whoever else shares the address."""
+    def worth_asking(self, token: bytes, *, limited: bool, under_way: int) -> bool:
+        """Whether to ask about a token that is not let in yet. `limited`: its address has been refused too often;
+        `under_way`: how many questions about tokens of its address have no answer yet."""
         ...
 
     async def ask(self, token: bytes) -> Refusal | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from gpumon.errors import SettingsError
-from gpumon.server.auth.failures import Failures
+from gpumon.server.auth.failures import Failures, counted_address
 from gpumon.server.auth.refusal import Holders, Reason, Refusal, Right
 from gpumon.server.auth.review import SERVICE_ACCOUNT, open_review
 from gpumon.server.auth.service_accounts import ServiceAccounts, accounts_named
@@ -27,6 +29,15 @@ _NOT_ALLOWED = {
     Right.SEND: "this token may read, but not send samples; give the agent one that may send",
     Right.READ: "this token may send samples, but not read; take one of the server's [AUTH] read_token_file",
 }
+_LIMITED = (
+    "too many requests of this address came without a right token within a minute ([AUTH] failures_per_minute); "
+    "correct the token, and come again after Retry-After"
+)
+_CROWDED = Refusal(
+    Reason.LIMITED,
+    "too many tokens of this address wait for what Kubernetes says of them; come again after Retry-After",
+    retry_after_seconds=2,
+)
 
 
 class Rights:
@@ -38,6 +49,8 @@ class Rights:
         self._holders = holders
         self._failures = failures
         self._closing = closing
+        self._under_way: Counter[str] = Counter()
+        """Questions without an answer yet, by counted address; never 0."""
 
     def close(self) -> None:
         """Closes the connections to Kubernetes, where there are any."""
@@ -50,31 +63,39 @@ class Rights:
 
     async def refusal(self, right: Right, token: bytes | None, peer: str) -> Refusal | None:
         """None where the request may go on. A right token is looked for first, so that no other client of the same
-        address can keep it out. `token` is None where the request has none."""
+        address can keep it out. `token` is None where the request has none. Only what was found wrong counts
+        against the address: neither that nobody could be asked, nor that it had to wait."""
         self._failures.sweep()
         if token is not None and self._holders[right].lets_in(token):
             return None
-        limited = self._failures.limited_seconds(peer)
-        found = await self._reason(right, token, limited)
-        if found is not None and found.reason is not Reason.UNAVAILABLE:
+        found = await self._reason(right, token, peer)
+        if found is not None and found is not _CROWDED and found.reason is not Reason.UNAVAILABLE:
             self._failures.note(peer, right, found.reason)
         return found
 
-    async def _reason(self, right: Right, token: bytes | None, limited: float | None) -> Refusal | None:
-        holders = self._holders[right]
-        if token is not None and (limited is None or holders.knew(token)):
-            if any(others.lets_in(token) for other, others in self._holders.items() if other is not right):
-                return Refusal(Reason.NOT_ALLOWED, _NOT_ALLOWED[right])
-            return await holders.ask(token)
+    async def _reason(self, right: Right, token: bytes | None, peer: str) -> Refusal | None:
+        holders, limited = self._holders[right], self._failures.limited_seconds(peer)
+        address = counted_address(peer)
+        if token is not None:
+            worth = partial(holders.worth_asking, token, limited=limited is not None)
+            if worth(under_way=self._under_way[address]):
+                if any(others.lets_in(token) for other, others in self._holders.items() if other is not right):
+                    return Refusal(Reason.NOT_ALLOWED, _NOT_ALLOWED[right])
+                return await self._asked(holders, token, address)
+            if worth(under_way=0):
+                return _CROWDED
         if limited is not None:
-            seconds = max(1, math.ceil(limited))
-            return Refusal(
-                Reason.LIMITED,
-                "too many requests of this address came without a right token within a minute ([AUTH] "
-                f"failures_per_minute); correct the token and come again in {seconds} s",
-                retry_after_seconds=seconds,
-            )
+            return Refusal(Reason.LIMITED, _LIMITED, retry_after_seconds=max(1, math.ceil(limited)))
         return Refusal(Reason.MISSING, _MISSING[right])
+
+    async def _asked(self, holders: Holders, token: bytes, address: str) -> Refusal | None:
+        self._under_way[address] += 1
+        try:
+            return await holders.ask(token)
+        finally:
+            self._under_way[address] -= 1
+            if not self._under_way[address]:
+                del self._under_way[address]
 
 
 def open_rights(settings: Auth, *, service_account: Path = SERVICE_ACCOUNT) -> Rights | None:

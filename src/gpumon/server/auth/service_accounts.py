@@ -3,7 +3,10 @@
 * A token is let in for `review_seconds` from when the review that found it right was begun, and never longer.
   While Kubernetes does not answer, a token whose time is over is answered 503: agents keep their samples and come
   back, so nothing is lost, and a revoked token is let in no longer than documented.
-* One review at a time of a token, MOST_AT_ONCE in all; the others wait for it.
+* One review at a time of a token, MOST_AT_ONCE in all; the others wait for it. Half of these are for tokens that
+  were right within the last hour, so that a flood of others does not keep them waiting.
+* Of one address, few other tokens are under review at one time; of one that has been refused too often, one: so an
+  agent with a new token gets in, although another client of its address has a wrong one.
 * A wrong token is remembered for some seconds, a failed review, too: neither makes a storm of requests.
 * All that is kept is bounded, and keyed by the token's SHA-256.
 """
@@ -34,6 +37,7 @@ _KNEW_SECONDS = 3600.0
 _MOST_RIGHT = 10_000
 _MOST_REFUSED = 1000
 _MOST_WAITING = 1000
+_MOST_OF_AN_ADDRESS = 8
 _TOKEN_BYTES = 16_384
 _JWT = re.compile(rb"[\w-]+\.[\w-]+\.[\w-]+")
 """What every service account's token looks like: about others Kubernetes needs not be asked."""
@@ -61,37 +65,60 @@ class ServiceAccounts:
         self._right_until: OrderedDict[bytes, float] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[float, Refusal]] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Task[Refusal | None]] = {}
-        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._slots_of_known = asyncio.Semaphore(MOST_AT_ONCE // 2)
+        self._slots_of_others = asyncio.Semaphore(MOST_AT_ONCE // 2)
         self._away_until = monotonic()
         self._trouble = Trouble(log, "token_review", monotonic=monotonic)
+        self._crowd = Trouble(log, "token_reviews_waiting", monotonic=monotonic)
 
     def lets_in(self, token: bytes) -> bool:
         """Whether a review that still holds has found it right."""
         return self._monotonic() < self._right_until.get(sha256(token).digest(), float("-inf"))
 
-    def knew(self, token: bytes) -> bool:
-        """Whether the newest review of it, within the last hour, has found it right."""
-        until = self._right_until.get(sha256(token).digest(), float("-inf"))
-        return self._monotonic() < until + _KNEW_SECONDS
+    def worth_asking(self, token: bytes, *, limited: bool, under_way: int) -> bool:
+        """Whether it was right within the last hour, or its address may have one more unknown token reviewed. Of
+        an address that is limited, what is known to be wrong is not looked at again."""
+        digest = sha256(token).digest()
+        if self._known(digest):
+            return True
+        if not _may_be_one(token) or self._refusal_kept(digest) is not None:
+            return not limited  # Kubernetes will not be asked
+        return under_way < (1 if limited else _MOST_OF_AN_ADDRESS)
 
     async def ask(self, token: bytes) -> Refusal | None:
         """Has the token reviewed, or waits for the review of it that is under way."""
-        digest, now = sha256(token).digest(), self._monotonic()
-        until, refusal = self._refused.get(digest, (now, None))
-        if now < until:
+        digest = sha256(token).digest()
+        refusal = self._refusal_kept(digest)
+        if refusal is not None:
             return refusal
-        if len(token) > _TOKEN_BYTES or not _JWT.fullmatch(token):
+        if not _may_be_one(token):
             return self._unknown()
         task = self._under_way.get(digest)
         if task is None:
-            if len(self._under_way) >= _MOST_WAITING:
-                return _unavailable()
+            if len(self._under_way) >= _MOST_WAITING and not self._known(digest):
+                self._crowd.occurred(
+                    "too many tokens wait for a review", do="see whose they are by refusing address="
+                )
+                return _crowded()
             task = self._under_way[digest] = asyncio.create_task(self._reviewed(digest, token))
-            task.add_done_callback(lambda _: self._under_way.pop(digest, None))
+            task.add_done_callback(lambda _: self._done(digest))
         return await asyncio.shield(task)  # whoever waits may leave; the others go on waiting
 
+    def _known(self, digest: bytes) -> bool:
+        """Whether the newest review of it, within the last hour, has found it right."""
+        return self._monotonic() < self._right_until.get(digest, float("-inf")) + _KNEW_SECONDS
+
+    def _refusal_kept(self, digest: bytes) -> Refusal | None:
+        until, refusal = self._refused.get(digest, (float("-inf"), None))
+        return refusal if self._monotonic() < until else None
+
+    def _done(self, digest: bytes) -> None:
+        self._under_way.pop(digest, None)
+        if len(self._under_way) <= _MOST_WAITING // 2:
+            self._crowd.ended()
+
     async def _reviewed(self, digest: bytes, token: bytes) -> Refusal | None:
-        async with self._slots:
+        async with self._slots_of_known if self._known(digest) else self._slots_of_others:
             began = self._monotonic()
             if began < self._away_until:  # it may have been found out while this one waited
                 return _unavailable()
@@ -155,6 +182,19 @@ def accounts_named(text: str) -> frozenset[str]:
                 "monitoring/gpumon-agent, with commas between several"
             )
     return frozenset(entries)
+
+
+def _may_be_one(token: bytes) -> bool:
+    """Whether it looks like a service account's token."""
+    return len(token) <= _TOKEN_BYTES and _JWT.fullmatch(token) is not None
+
+
+def _crowded() -> Refusal:
+    return Refusal(
+        Reason.UNAVAILABLE,
+        "whose token this is can't be found out now, because too many others wait for it; come again",
+        retry_after_seconds=round(_AWAY_SECONDS),
+    )
 
 
 def _unavailable() -> Refusal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import stat
 from hashlib import sha256
 from pathlib import Path
 
@@ -50,9 +51,9 @@ class TokenFile:
             found |= hmac.compare_digest(digest, shown)
         return found
 
-    def knew(self, token: bytes) -> bool:
-        """False: the file says all there is to know."""
-        return False
+    def worth_asking(self, token: bytes, *, limited: bool, under_way: int) -> bool:
+        """Whether its address is not limited: the file has said all there is to know."""
+        return not limited
 
     async def ask(self, token: bytes) -> Refusal | None:
         """Refuses, for a token that is not let in is wrong."""
@@ -79,14 +80,21 @@ class TokenFile:
         """The tokens' digests, and the stamp of the file that they were read from."""
         named = f"[AUTH] {self._key} {self._file}"
         try:
+            if not stat.S_ISREG(self._file.stat().st_mode):  # opening a pipe would wait for somebody who writes
+                raise SettingsError(f"{named} is no regular file; let it name one with a token on each line")
             with self._file.open("rb") as opened:
                 stamp = stamped(os.fstat(opened.fileno()))
-                content = opened.read(_FILE_BYTES)
+                content = opened.read(_FILE_BYTES + 1)
         except OSError as error:
             raise SettingsError(
                 f"can't read {named}: {error.strerror or error}; let it name a file that the server may read, "
                 "with a token on each line"
             ) from error
+        if len(content) > _FILE_BYTES:
+            raise SettingsError(
+                f"{named} is larger than {_FILE_BYTES >> 20} MiB; let it name a file with a token on each line, "
+                "and nothing else"
+            )
         digests = []
         for number, token in tokens_in(content):
             if fault := _fault(token):
