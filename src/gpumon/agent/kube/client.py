@@ -8,7 +8,6 @@ Proxy variables of the environment are not followed, as elsewhere in the agent; 
 from __future__ import annotations
 
 import contextlib
-import os
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,12 +20,10 @@ import msgspec
 from gpumon import __version__
 from gpumon.agent.kube.objects import Page, read_page, read_status
 from gpumon.errors import KubernetesUnavailable
+from gpumon.kubeaccess import SERVICE_ACCOUNT, configuration_by
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
-
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod has its service account's token and the API's certificate."""
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
@@ -154,29 +151,16 @@ def open_client(kubeconfig: str, *, service_account: Path = SERVICE_ACCOUNT) -> 
     """A client by a kubeconfig file, or where that is empty, by the service account of this pod. Connects to
     nothing yet. Raises KubernetesUnavailable where there are no credentials."""
     try:
-        from kubernetes.client.configuration import Configuration  # noqa: PLC0415  see the top
-        from kubernetes.client.rest import RESTClientObject  # noqa: PLC0415
-        from kubernetes.config import incluster_config, kube_config  # noqa: PLC0415
+        from kubernetes.client.rest import RESTClientObject  # noqa: PLC0415  see the top
     except ImportError as error:
         raise KubernetesUnavailable(
             f"can't import the kubernetes package ({error}); install gpumon[agent], or set [KUBERNETES] "
             "pod_metadata to off"
         ) from error
-    in_cluster: Any = incluster_config  # neither has types
-    by_file: Any = kube_config
-    configuration = Configuration()
-    configuration.proxy = None
-    configuration.keep_alive = True  # a peer that is gone is noticed before a watch's time is up
-    configuration.connection_pool_maxsize = 1
     try:
-        if kubeconfig:
-            by_file.load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
-        else:
-            in_cluster.InClusterConfigLoader(
-                token_filename=str(service_account / "token"),
-                cert_filename=str(service_account / "ca.crt"),
-                environ=os.environ,
-            ).load_and_set(configuration)
+        configuration = configuration_by(kubeconfig, service_account)
+        configuration.keep_alive = True  # a peer that is gone is noticed before a watch's time is up
+        configuration.connection_pool_maxsize = 1
         return Client(configuration, RESTClientObject(configuration).pool_manager)
     except Exception as error:  # what is wrong with such a file, the package tells by errors of every kind
         where = f"the kubeconfig {kubeconfig}" if kubeconfig else "the service account of this pod"

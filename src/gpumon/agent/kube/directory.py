@@ -13,12 +13,13 @@ from pathlib import Path
 
 from gpumon import clock
 from gpumon.agent.kube.claims import INTERVAL_SECONDS, Claims
-from gpumon.agent.kube.client import SERVICE_ACCOUNT, open_client
+from gpumon.agent.kube.client import open_client
 from gpumon.agent.kube.labels import LabelChoice
 from gpumon.agent.kube.records import PodRecords
 from gpumon.agent.kube.watch import FIRST_DELAY_SECONDS, NOT_YET, SLACK_SECONDS, WATCH_SECONDS, PodWatch
 from gpumon.agent.ports import ClaimedDevice, NodeInfo, Pod
 from gpumon.clock import Monotonic
+from gpumon.kubeaccess import SERVICE_ACCOUNT
 from gpumon.tasks import Task
 
 

@@ -8,16 +8,14 @@ else. No error names it, though the API repeats it in its answers.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from gpumon import __version__
 from gpumon.errors import KubernetesUnavailable, SettingsError
+from gpumon.kubeaccess import SERVICE_ACCOUNT, configuration_by
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod has its service account's token and the API's certificate."""
 MOST_AT_ONCE = 4
 """Reviews under way at one time."""
 _CONNECT_SECONDS = 3.0
@@ -85,28 +83,16 @@ def open_review(kubeconfig: str, audience: str, *, service_account: Path = SERVI
     """A review by a kubeconfig file, or where that is empty, by the service account of this pod. Connects to
     nothing yet. Raises SettingsError where there are no credentials."""
     try:
-        from kubernetes.client import ApiClient, Configuration  # noqa: PLC0415  see the top
-        from kubernetes.config import incluster_config, kube_config  # noqa: PLC0415
+        from kubernetes.client import ApiClient  # noqa: PLC0415  see the top
     except ImportError as error:
         raise SettingsError(
             f"can't import the kubernetes package ({error}), which [AUTH] mode=serviceAccount needs; install it "
             "by: pip install 'gpumon[server]'"
         ) from error
-    in_cluster: Any = incluster_config  # neither has types
-    by_file: Any = kube_config
-    configuration = Configuration()
-    configuration.proxy = None
-    configuration.connection_pool_maxsize = MOST_AT_ONCE
-    configuration.retries = False  # nor redirects; agents come again
     try:
-        if kubeconfig:
-            by_file.load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
-        else:
-            in_cluster.InClusterConfigLoader(
-                token_filename=str(service_account / "token"),
-                cert_filename=str(service_account / "ca.crt"),
-                environ=os.environ,
-            ).load_and_set(configuration)
+        configuration = configuration_by(kubeconfig, service_account)
+        configuration.connection_pool_maxsize = MOST_AT_ONCE
+        configuration.retries = False  # nor redirects; agents come again
         client = ApiClient(configuration)
     except Exception as error:  # what is wrong with such a file, the package tells by errors of every kind
         where = f"the kubeconfig {kubeconfig}" if kubeconfig else "the service account of this pod"

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from gpumon.errors import SettingsError
+from gpumon.kubeaccess import SERVICE_ACCOUNT
 from gpumon.server.auth.failures import Failures, counted_address
 from gpumon.server.auth.refusal import Holders, Reason, Refusal, Right
-from gpumon.server.auth.review import SERVICE_ACCOUNT, open_review
+from gpumon.server.auth.review import open_review
 from gpumon.server.auth.service_accounts import ServiceAccounts, accounts_named
 from gpumon.server.auth.tokens import TokenFile
 from gpumon.server.settings import Auth
