@@ -252,10 +252,10 @@ def _logging(wanted: logs.LoggingSettings, level: str, notes: list[str]) -> Iter
         backup_count=wanted.log_backup_count,
     )
     try:
-        *warnings, source = notes
-        for warning in warnings:
+        for warning in notes[:-1]:
             log.warning("%s", warning)
-        log.info("%s", source)
+        for source in notes[-1:]:
+            log.info("%s", source)
         yield
     finally:
         handlers.close()
