@@ -53,6 +53,14 @@ def test_nobody_else_reaches_the_server(cluster: Cluster) -> None:
     assert not cluster.reach(Peer(""), "server", 5000)
 
 
+def test_the_test_reaches_the_server_where_nothing_else_is_let_out(cluster: Cluster) -> None:
+    nothing = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    cluster.policies.append({"metadata": {"namespace": "gpu"}, "spec": nothing})
+    assert cluster.reach("test", "server", 5000)
+    assert cluster.reach("test", DNS, 53, "UDP")
+    assert not cluster.reach("test", API, 443)
+
+
 def test_agents_of_another_release_do_not_reach_the_server(helm: Helm, cluster: Cluster) -> None:
     other = Peer.of("gpu", helm.render(BOTH, release="other").pods["agent"])
     assert not cluster.reach(other, "server", 5000)

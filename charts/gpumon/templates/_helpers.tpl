@@ -120,3 +120,21 @@ Service: 6443 of most, 443 in clouds, 16443 of MicroK8s, 8443 of minikube. */}}
     - port: 8443
     - port: 16443
 {{- end }}
+
+{{/* Egress rules to the server and to the DNS that knows where it is. Policies are judged by the port of the pod behind the
+Service: OpenShift's DNS listens on 5353. */}}
+{{- define "gpumon.toServer" -}}
+- ports:
+    {{- range list 53 5353 }}
+    - port: {{ . }}
+      protocol: UDP
+    - port: {{ . }}
+      protocol: TCP
+    {{- end }}
+- ports:
+    - port: {{ include "gpumon.server.port" . }}
+  to:
+    - podSelector:
+        matchLabels:
+          {{- include "gpumon.selectorLabels" (list . "server") | nindent 10 }}
+{{- end }}
