@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from gpumon import __version__, ini, logs
 from gpumon.errors import GpumonError, SettingsError
+from gpumon.starting import Notes, StopAsked, installed, logging_as, on_signal, quiet, read_settings
 
 if TYPE_CHECKING:
     from gpumon.agent.settings import AgentSettings
 
-log = logging.getLogger(__name__)
-
-S = TypeVar("S", bound=msgspec.Struct)
 EXIT_SETTINGS = 2
 
 
@@ -53,15 +47,15 @@ def cli() -> None:
 @_CONFIG
 def server(config: Path | None) -> None:
     """Run the server: receive samples, write daily CSV files, answer queries."""
-    with _installed("server"):
+    with installed("server"):
         from gpumon.server.serve import ServerProcess  # noqa: PLC0415
     from gpumon.server.settings import ENVIRONMENT_PREFIX, ServerSettings  # noqa: PLC0415
 
-    settings, notes = _settings(ServerSettings, config, Path("config/server_config.ini"), ENVIRONMENT_PREFIX)
+    settings, notes = read_settings(ServerSettings, config, Path("config/server_config.ini"), ENVIRONMENT_PREFIX)
     level = "DEBUG" if settings.server.debug else settings.logging.log_level
-    with _logging(settings.logging, level, notes):
+    with logging_as(settings.logging, level, notes):
         process = ServerProcess(settings)
-        _on_signal(process.stop)
+        on_signal(process.stop)
         process.run()
 
 
@@ -70,13 +64,13 @@ def server(config: Path | None) -> None:
 @_FAKE_NVML
 def agent(config: Path | None, fake_nvml: str | None) -> None:
     """Run the agent: read this node's GPUs, deliver samples to the server."""
-    with _installed("agent"):
+    with installed("agent"):
         from gpumon.agent.run import run  # noqa: PLC0415
 
     settings, notes = _agent_settings(config, fake_nvml)
-    asked = _StopAsked()
-    with _logging(settings.logging, settings.logging.log_level, notes):
-        _on_signal(asked.ask)
+    asked = StopAsked()
+    with logging_as(settings.logging, settings.logging.log_level, notes):
+        on_signal(asked.ask)
         run(settings, asked.is_asked)
 
 
@@ -89,14 +83,14 @@ def doctor(config: Path | None, fake_nvml: str | None, as_json: bool) -> None:
 
     Exit code 0: nothing is broken; 1: something is; 2: a setting is wrong. Changes nothing, and can run beside an
     agent."""
-    with _installed("agent"):
+    with installed("agent"):
         from gpumon.agent.doctor import render_json, render_text  # noqa: PLC0415
         from gpumon.agent.run import examine  # noqa: PLC0415
 
     settings, notes = _agent_settings(config, fake_nvml)
-    for note in notes:
+    for _, note in notes:
         click.echo(note, err=True)
-    with _quiet():
+    with quiet():
         report = examine(settings)
     if as_json:
         click.echo(render_json(report))
@@ -124,12 +118,12 @@ def demo(port: int, data: Path, nodes: int) -> None:
     """Run a server and simulated GPU nodes on this machine until Ctrl+C."""
     from gpumon.demo import run_demo  # noqa: PLC0415
 
-    with _installed("agent,server"):
+    with installed("agent,server"):
         import gpumon.agent.run  # noqa: PLC0415
         import gpumon.server.serve  # noqa: F401, PLC0415
 
-    asked = _StopAsked()
-    _on_signal(asked.ask)
+    asked = StopAsked()
+    on_signal(asked.ask)
     sys.exit(run_demo(port=port, data=data, nodes=nodes, stop_asked=asked.is_asked, say=click.echo))
 
 
@@ -161,13 +155,13 @@ def fake_device_plugin(scenario: Path, replicas: int, directory: Path, resource:
     """Offer a scenario's simulated GPUs to the kubelet of this node, NODE_NAME, so that pods can ask for them.
 
     For clusters without GPUs, such as kind's. Runs until it is stopped."""
-    with _installed("mock"):
+    with installed("mock"):
         from gpumon.agent.fakedeviceplugin import Options, run  # noqa: PLC0415
 
     node = os.environ.get("NODE_NAME", "").strip() or socket.gethostname()
-    asked = _StopAsked()
-    with _logging(logs.LoggingSettings(), "INFO", []):
-        _on_signal(asked.ask)
+    asked = StopAsked()
+    with logging_as(logs.LoggingSettings(), "INFO"):
+        on_signal(asked.ask)
         run(Options(scenario, node, directory, resource, replicas), asked.is_asked)
 
 
@@ -210,87 +204,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def _settings(
-    kind: type[S], config: Path | None, usual: Path, prefix: str, environ: Mapping[str, str] | None = None
-) -> tuple[S, list[str]]:
-    """The settings, and what to say about them once the log is set up: warnings, and last, where they are from."""
-    if config is None and usual.exists():
-        config = usual
-    settings, warnings = ini.load(kind, config, os.environ if environ is None else environ, prefix)
-    return settings, [*warnings, f"settings from {config or 'defaults'} and {prefix}* variables"]
-
-
-def _agent_settings(config: Path | None, fake_nvml: str | None) -> tuple[AgentSettings, list[str]]:
+def _agent_settings(config: Path | None, fake_nvml: str | None) -> tuple[AgentSettings, Notes]:
     from gpumon.agent.settings import ENVIRONMENT_PREFIX, AgentSettings  # noqa: PLC0415
 
     environ = dict(os.environ)
     if fake_nvml is not None:
         environ[f"{ENVIRONMENT_PREFIX}MONITORING__FAKE_NVML"] = fake_nvml
-    return _settings(AgentSettings, config, Path("config/client_config.ini"), ENVIRONMENT_PREFIX, environ)
-
-
-@contextmanager
-def _installed(extra: str) -> Iterator[None]:
-    """Says what to install where a package of the server or the agent is not there."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gpumon"):
-            raise
-        raise SettingsError(
-            f"the package {error.name} is missing; install it by: pip install 'gpumon[{extra}]'"
-        ) from error
-
-
-@contextmanager
-def _logging(wanted: logs.LoggingSettings, level: str, notes: list[str]) -> Iterator[None]:
-    handlers = logs.set_up(
-        level=level,
-        file=wanted.log_file,
-        console=wanted.console_output,
-        max_size_mb=wanted.log_max_size,
-        backup_count=wanted.log_backup_count,
-    )
-    try:
-        for warning in notes[:-1]:
-            log.warning("%s", warning)
-        for source in notes[-1:]:
-            log.info("%s", source)
-        yield
-    finally:
-        handlers.close()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a log: whoever is asked for one answer does not tell of each trouble on the way, too."""
-    handlers = logs.set_up(level="CRITICAL", file="", console=False, max_size_mb=1, backup_count=0)
-    try:
-        yield
-    finally:
-        handlers.close()
-
-
-class _StopAsked:
-    """A plain flag that the main thread polls: an Event's lock may not be taken in a signal handler, and on
-    Windows a main thread that waits for a lock hears no signal."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def ask(self) -> None:
-        """Takes note."""
-        self._asked = True
-
-    def is_asked(self) -> bool:
-        """Whether anybody has asked."""
-        return self._asked
-
-
-def _on_signal(stop: Callable[[], None]) -> None:
-    """Ctrl+C, SIGTERM, a closed terminal and, on Windows, Ctrl+Break end the program in order. `stop` runs in the
-    signal handler, so it may only set a flag."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
-            signal.signal(number, lambda *_: stop())
+    return read_settings(AgentSettings, config, Path("config/client_config.ini"), ENVIRONMENT_PREFIX, environ)

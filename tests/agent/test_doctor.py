@@ -668,8 +668,8 @@ def test_the_running_agent_examines_itself_for_one_at_a_time(node: DoctorNode) -
             agent.stop()
 
 
-def test_a_delivery_that_fails_is_told_though_the_server_answers(node: DoctorNode) -> None:
-    node.server.answers["POST /api/receive-data"] = 200, {"hello": "world"}
+def broken_once_a_delivery_has_failed(node: DoctorNode) -> list[dict[str, str]]:
+    """What a running agent finds broken after its first delivery."""
     settings = node.settings()
     with node.simulated():
         agent = Agent(settings, Nvml(), Surroundings.look(settings, node.environ))
@@ -681,24 +681,18 @@ def test_a_delivery_that_fails_is_told_though_the_server_answers(node: DoctorNod
             agent.stop()
     findings = body["findings"]
     assert isinstance(findings, list)
-    (found,) = [finding for finding in findings if finding["status"] == "broken"]
+    return [finding for finding in findings if finding["status"] == "broken"]
+
+
+def test_a_delivery_that_fails_is_told_though_the_server_answers(node: DoctorNode) -> None:
+    node.server.answers["POST /api/receive-data"] = 200, {"hello": "world"}
+    (found,) = broken_once_a_delivery_has_failed(node)
     assert found["name"] == "server" and "the agent's last delivery failed" in found["evidence"]
 
 
 def test_an_agent_that_is_not_let_in_is_no_fault_of_the_server_s(node: DoctorNode) -> None:
     not_authenticated(node)
-    settings = node.settings()
-    with node.simulated():
-        agent = Agent(settings, Nvml(), Surroundings.look(settings, node.environ))
-        agent.start()
-        try:
-            processes.until(lambda: agent.counts.delivery.trouble)
-            _, body = get(agent.status.port, "/doctor")
-        finally:
-            agent.stop()
-    findings = body["findings"]
-    assert isinstance(findings, list)
-    assert [finding["name"] for finding in findings if finding["status"] == "broken"] == ["auth"]
+    assert [found["name"] for found in broken_once_a_delivery_has_failed(node)] == ["auth"]
 
 
 def report_of(*findings: Finding) -> Report:

@@ -28,7 +28,7 @@ from tests.chart.rendering import Helm
 _BEGIN, _END = "<!-- values -->", "<!-- /values -->"
 
 _SETTINGS: Mapping[str, type[msgspec.Struct]] = {"agent.config": AgentSettings, "server.config": ServerSettings}
-_FREE = {
+FREE = {
     "commonLabels",
     "affinity",
     "annotations",
@@ -107,7 +107,7 @@ def _values(node: yaml.MappingNode, lines: list[str], above: tuple[str, ...]) ->
     for key, value in node.value:
         path = (*above, key.value)
         comment = _comment_over(lines, key.start_mark.line)
-        is_section = isinstance(value, yaml.MappingNode) and value.value and path[-1] not in _FREE
+        is_section = isinstance(value, yaml.MappingNode) and value.value and path[-1] not in FREE
         if comment or not is_section:
             default = yaml.safe_load(yaml.serialize(value))
             yield Value(".".join(path), default, comment)
@@ -167,7 +167,7 @@ def _schema(default: Any, path: tuple[str, ...], comments: Mapping[str, str]) ->
         found = {"type": "object", "additionalProperties": {"type": "string"}}
         if name in ("commonLabels", "podLabels"):
             found["properties"] = dict.fromkeys(_OWN_LABELS, False)
-    elif name in _FREE:
+    elif name in FREE:
         found = {"type": "object"}
     elif isinstance(default, dict):
         properties = {key: _schema(value, (*path, key), comments) for key, value in default.items()}

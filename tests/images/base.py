@@ -27,7 +27,8 @@ ln -s /usr/bin/python3 /usr/local/bin/python
 rm -rf /usr/share/python-wheels /var/cache/apt/* /var/lib/apt/lists/*
 find / -xdev -name '*.pyc' -delete
 """
-_PIP_KEYS = {"index-url", "extra-index-url", "trusted-host", "proxy", "timeout"}
+_OF_THIS_MACHINE = {"cert", "client-cert", "cache-dir", "constraint", "find-links", "log"}
+"""Options of pip that name files here."""
 _CERTIFICATES = "/etc/pip-certificates.pem"
 
 
@@ -63,7 +64,7 @@ def pip_mounts(folder: Path) -> list[str]:
         [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
     ).stdout.splitlines()
     told = {name.rpartition(".")[2]: ast.literal_eval(text) for name, _, text in (x.partition("=") for x in lines)}
-    known = {name: text for name, text in told.items() if name in _PIP_KEYS and "file:" not in text}
+    known = {name: text for name, text in told.items() if name not in _OF_THIS_MACHINE and "file:" not in text}
     mounts = []
     if certificates := told.get("cert"):
         known["cert"] = _CERTIFICATES
