@@ -78,8 +78,11 @@ class DeviceManager:
             self._server.stop(grace=None).wait(PATIENCE_SECONDS)
             self._server = None
         (self.directory / "kubelet.sock").unlink(missing_ok=True)
-        for resource in list(self._channels):
-            self.leave(resource)
+        with self._changed:  # a watch that ends in this moment takes its channel away by itself
+            channels = list(self._channels.values())
+            self._channels.clear()
+        for channel in channels:
+            channel.close()
         for watch in self._watches:
             watch.join(PATIENCE_SECONDS)
         self._watches.clear()
