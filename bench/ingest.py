@@ -1,199 +1,207 @@
-"""Rows per CPU-second of the receiving server, against the simplest FastAPI server, in one run.
+"""What it costs to take samples: rows per CPU-second and per second, and latencies, against the old design.
 
-    python -m bench.ingest [--seconds 5]
+    python -m bench.ingest [--seconds 4] [--rounds 3]
 
-The simplest one declares a pydantic body model and appends to the day's CSV, as the documentation of FastAPI
-leads one to; it neither syncs, nor keeps good rows of a bad batch, nor remembers batches. gpumon does all of it.
-Both get the same thirteen-field samples over HTTP from the same closed loop of 8 connections; CPU time is the
-server process's own. Also printed: how much faster msgspec decodes the wire format than the pydantic model.
+Both servers (`bench.old_design` is the other) get the same prepared bodies from the same closed loop of 8
+connections, in turns, so that what else the machine does meets both. CPU time is the server process's own.
+gpumon's goes on until the rows are in its answers, which a query at the end of each turn waits for; the old
+design's ends with its answers, and its query, which reads every file anew, is timed apart. The old design knows
+thirteen fields, so ratios are those of old clients' samples; what gpumon's own agent sends, all fields and a pod
+on each GPU, stands below.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import http.client
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import timeit
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from bench.agent import cpu_seconds
+from bench.load import Load, request
+from bench.served import STOP_SECONDS, free_port, machine, served, wait_for
+from gpumon.model.fields import FIELDS
 
 CONNECTIONS = 8
-PATH = "/api/receive-data"
+RECEIVE, STATISTICS = "/api/receive-data", "/api/gpu/statistics"
 
 
-def simplest(folder: str, port: int) -> None:
-    """The baseline server."""
-    import uvicorn
-    from fastapi import FastAPI
-
-    app = FastAPI()
-    samples = list[pydantic_model()]  # type: ignore[misc]
-
-    def receive(body: samples) -> dict[str, Any]:  # type: ignore[valid-type]
-        with (Path(folder) / f"gpu_metrics_{datetime.now(UTC):%Y%m%d}.csv").open("a", newline="") as file:
-            writer = csv.writer(file)
-            for item in body:
-                writer.writerow(item.model_dump().values())
-        return {"success": True, "received_count": len(body)}
-
-    receive.__annotations__["body"] = samples
-    app.post(PATH)(receive)
-    uvicorn.run(app, port=port, log_level="error", http="httptools", access_log=False)
+def old_sample(gpu: int) -> dict[str, Any]:
+    """The thirteen fields that clients of the old program send."""
+    return {
+        "timestamp": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", "gpu_id": gpu % 8,
+        "gpu_name": "NVIDIA H100 80GB HBM3", "utilization_gpu": 87.0, "utilization_memory": 41.0,
+        "memory_total": 81559, "memory_used": 61004, "memory_free": 20555, "temperature": 61,
+        "power_draw": 512.4, "power_limit": 700.0, "fan_speed": None, "client_name": f"gpu-node-{gpu // 8}",
+    }  # fmt: skip
 
 
-def pydantic_model() -> Any:
-    """The thirteen fields as one writes them by hand."""
-    from pydantic import create_model
-
-    optional_float, optional_int = (float | None, ...), (int | None, ...)
-    return create_model(
-        "Sample",
-        timestamp=(str, ...), gpu_id=(int, ...), gpu_name=(str, ...),
-        utilization_gpu=optional_float, utilization_memory=optional_float,
-        memory_total=optional_int, memory_used=optional_int, memory_free=optional_int, temperature=optional_int,
-        power_draw=optional_float, power_limit=optional_float, fan_speed=optional_int, client_name=(str, ...),
-    )  # fmt: skip
-
-
-def body_of(rows: int) -> bytes:
-    """A batch of so many samples of the present."""
-    return json.dumps(
-        [
-            {
-                "timestamp": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", "gpu_id": gpu, "gpu_name": "NVIDIA H100",
-                "utilization_gpu": 87.0, "utilization_memory": 41.0, "memory_total": 81559, "memory_used": 61004,
-                "memory_free": 20555, "temperature": 61, "power_draw": 512.4, "power_limit": 700.0,
-                "fan_speed": None, "client_name": "gpu-node-a",
-            }
-            for gpu in range(rows)
-        ]
-    ).encode()  # fmt: skip
+def agent_sample(gpu: int) -> dict[str, Any]:
+    """What gpumon's agent sends at the most: every reading, and the one pod that has the GPU."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    readings = {f.name: {"int": 18_420_000 % int(f.high or 1), "float": 64.4} for f in FIELDS if f.kind != "text"}
+    told = {f.name: readings[f.name][f.kind] for f in FIELDS if f.kind in ("int", "float")}
+    pod = {"namespace": "research", "pod": f"train-{gpu}", "container": "main", "owner_name": "train",
+           "pod_uid": f"1d5c2c3e-7f54-4f0e-8a55-{gpu:012}", "owner_kind": "StatefulSet"}  # fmt: skip
+    return told | old_sample(gpu) | pod | {
+        "timestamp": at, "sampled_at": at, "node": f"gpu-node-{gpu // 8}", "state": "ok",
+        "gpu_uuid": f"GPU-8f0c1d3e-5b7a-4c1e-9d2f-{gpu:012}", "pci_bus_id": "00000000:1E:00.0",
+        "attribution": "process",
+        "pods": [pod | {"held": True, "method": "exclusive", "gpu_share": 1.0, "utilization": 87.0,
+                        "memory_used": 60416.5, "energy_mj": 2100000.5, "process_count": 8}],
+    }  # fmt: skip
 
 
-class Server:
-    """One server process under load."""
+class Server(Protocol):
+    """A server process. gpumon's is `served`."""
 
-    def __init__(self, command: list[str], port: int, environment: dict[str, str]) -> None:
-        self.port = port
-        self._process = subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                self._post(http.client.HTTPConnection("127.0.0.1", port), body_of(1), "start/x/1")
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise SystemExit(f"{command} does not answer")
-
-    def _post(self, connection: http.client.HTTPConnection, body: bytes, batch: str) -> None:
-        connection.request("POST", PATH, body, {"Content-Type": "application/json", "Gpumon-Batch": batch})
-        answer = connection.getresponse()
-        answer.read()
-        if answer.status != 200:
-            raise SystemExit(f"answer {answer.status}")
+    port: int
 
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def load(self, rows: int, seconds: float) -> dict[str, float]:
-        """Runs the closed loop; gives rows per CPU-second and per second, and latencies in ms."""
-        body = body_of(rows)
-        latencies: list[float] = []
-        lock = threading.Lock()
-        end = time.monotonic() + seconds
 
-        def one(worker: int) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port)
-            mine = []
-            number = 0
-            while time.monotonic() < end:
-                number += 1
-                begin = time.perf_counter()
-                self._post(connection, body, f"node-{worker}/{rows}-{seconds:g}/{number}".replace(".", "-"))
-                mine.append(time.perf_counter() - begin)
-            with lock:
-                latencies.extend(mine)
+@dataclass(frozen=True, slots=True)
+class OldServer:
+    """The old design's process."""
 
-        cpu, begin = self.cpu_seconds(), time.monotonic()
-        workers = [threading.Thread(target=one, args=(n,)) for n in range(CONNECTIONS)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        wall, cpu = time.monotonic() - begin, self.cpu_seconds() - cpu
-        latencies.sort()
-        return {
-            "rows/CPU-s": len(latencies) * rows / cpu,
-            "rows/s": len(latencies) * rows / wall,
-            "p50 ms": statistics.median(latencies) * 1000,
-            "p99 ms": latencies[int(len(latencies) * 0.99)] * 1000,
-        }
+    port: int
+    pid: int
 
-    def stop(self) -> None:
-        """Ends it."""
-        self._process.terminate()
-        self._process.wait(20)
+    def cpu_seconds(self) -> float:
+        """User and system time of the process so far."""
+        return cpu_seconds(self.pid)
+
+
+@contextmanager
+def serving_old_design(folder: Path) -> Iterator[OldServer]:
+    """The old design's server over an empty folder."""
+    folder.mkdir(parents=True)
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "bench.old_design", str(folder), str(port)])
+    try:
+        wait_for(port, "/docs", process)
+        yield OldServer(port, process.pid)
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+
+
+_numbers = itertools.count(1)
+
+
+def batch(body: bytes) -> bytes:
+    """A request with a batch id of its own."""
+    return request(RECEIVE, body, f"Gpumon-Batch: bench/{os.getpid()}/{next(_numbers)}\r\n")
+
+
+@dataclass
+class Turns:
+    """What one server did with one kind of body."""
+
+    rows: int
+    cpu: float = 0.0
+    wall: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+
+    def take(self, server: Server, body: bytes, seconds: float, *, until_answered: bool) -> None:
+        """One turn."""
+        load = Load(server.port, CONNECTIONS)
+        cpu, begin = server.cpu_seconds(), time.perf_counter()
+        latencies = load.closed((batch(body) for _ in itertools.count()), seconds)
+        self.wall += time.perf_counter() - begin
+        if until_answered:
+            query(load)
+        self.cpu += server.cpu_seconds() - cpu
+        self.latencies += latencies
+        load.close()
+
+    @property
+    def rows_per_cpu_second(self) -> float:
+        """The figure that says how much hardware it takes."""
+        return self.rows * len(self.latencies) / self.cpu
+
+    def __str__(self) -> str:
+        p50, p99 = (percentile(self.latencies, share) * 1000 for share in (0.5, 0.99))
+        rate = self.rows * len(self.latencies) / self.wall
+        return f"{self.rows_per_cpu_second:>11,.0f} {rate:>9,.0f} {p50:>8.1f} {p99:>8.1f}"
+
+
+def query(load: Load) -> float:
+    """Asks for the statistics of all that is stored; seconds."""
+    return load.opened([(0.0, request(STATISTICS, b"{}"))])[0]
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that so large a share of them does not pass."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 def decoding() -> float:
-    """How many times faster msgspec decodes and checks a batch of 80 than the pydantic model."""
+    """How many times faster msgspec decodes and checks a batch of 80 old samples than the pydantic model."""
     import msgspec
     from pydantic import TypeAdapter
 
+    from bench.old_design import Sample
     from gpumon.model.sample import GpuSample
 
-    body = body_of(80)
-    ours = msgspec.json.Decoder(list[GpuSample]).decode
-    theirs = TypeAdapter(list[pydantic_model()]).validate_json  # type: ignore[misc]
-    best = [min(timeit.repeat(lambda: decode(body), number=200, repeat=5)) for decode in (ours, theirs)]  # noqa: B023
-    return best[1] / best[0]
+    body = json.dumps([old_sample(gpu) for gpu in range(80)]).encode()
+    decoders = msgspec.json.Decoder(list[GpuSample]).decode, TypeAdapter(list[Sample]).validate_json
+    ours, theirs = (min(timeit.repeat(lambda: decode(body), number=200, repeat=5)) for decode in decoders)  # noqa: B023
+    return theirs / ours
+
+
+def measure(seconds: float, rounds: int, folder: Path) -> dict[int, float]:
+    """Prints the table; gives the ratios of rows per CPU-second by rows a request."""
+    ratios: dict[int, float] = {}
+    print(machine())
+    with ExitStack() as stack:
+        gpumon: Server = stack.enter_context(served(folder / "gpumon"))
+        old: Server = stack.enter_context(serving_old_design(folder / "old"))
+        print(f"{'rows/request':>12} {'server, samples':<27} {'rows/CPU-s':>11} {'rows/s':>9} p50 and p99 in ms")
+        for rows in (8, 80):
+            plain, full = (
+                json.dumps([sample(gpu) for gpu in range(rows)]).encode() for sample in (old_sample, agent_sample)
+            )
+            theirs, ours, agents = Turns(rows), Turns(rows), Turns(rows)
+            for _ in range(rounds):
+                theirs.take(old, plain, seconds, until_answered=False)
+                ours.take(gpumon, plain, seconds, until_answered=True)
+                agents.take(gpumon, full, seconds, until_answered=True)
+            ratios[rows] = ours.rows_per_cpu_second / theirs.rows_per_cpu_second
+            print(f"{rows:>12} {'old design, 13 fields':<27} {theirs}")
+            print(
+                f"{rows:>12} {'gpumon, 13 fields':<27} {ours}   {ratios[rows]:.1f} times the rows per CPU-second"
+            )
+            print(f"{rows:>12} {'gpumon, its agent with pods':<27} {agents}")
+        for name, server in (("old design", old), ("gpumon", gpumon)):
+            load = Load(server.port, 1)
+            took = statistics.median(query(load) for _ in range(3))
+            load.close()
+            print(f"{name}: the statistics of what it has stored by now take {took * 1000:,.0f} ms")
+    return ratios
 
 
 def main() -> None:
     """Runs everything and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if options.serve:
-        simplest(options.serve[0], int(options.serve[1]))
-        return
     with tempfile.TemporaryDirectory() as folder:
-        gpumon = Server(
-            [sys.executable, "-m", "gpumon", "server", "--config", os.devnull],
-            5871,
-            {
-                "GPUMON_SERVER__SERVER__PORT": "5871",
-                "GPUMON_SERVER__STORAGE__OUTPUT_DIRECTORY": f"{folder}/gpumon",
-                "GPUMON_SERVER__LOGGING__LOG_FILE": "",
-                "GPUMON_SERVER__LOGGING__LOG_API_REQUESTS": "false",
-            },
-        )
-        baseline = Server([sys.executable, "-m", "bench.ingest", "--serve", folder, "5872"], 5872, {})
-        print(f"{'rows/request':>12} {'server':<10} {'rows/CPU-s':>11} {'rows/s':>9} {'p50 ms':>7} {'p99 ms':>7}")
-        try:
-            for rows in (8, 80):
-                ours, theirs = gpumon.load(rows, options.seconds), baseline.load(rows, options.seconds)
-                for name, found in (("gpumon", ours), ("simplest", theirs)):
-                    print(
-                        f"{rows:>12} {name:<10} {found['rows/CPU-s']:>11,.0f} {found['rows/s']:>9,.0f} "
-                        f"{found['p50 ms']:>7.1f} {found['p99 ms']:>7.1f}"
-                    )
-                print(f"{rows:>12} ratio      {ours['rows/CPU-s'] / theirs['rows/CPU-s']:>10.2f}x")
-        finally:
-            gpumon.stop()
-            baseline.stop()
+        measure(options.seconds, options.rounds, Path(folder))
     print(f"decoding a batch of 80: msgspec {decoding():.1f}x the pydantic model")
 
 

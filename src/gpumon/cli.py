@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,30 @@ def doctor(config: Path | None, fake_nvml: str | None, as_json: bool) -> None:
             render_text(report, width=width, paint=lambda text, status: click.style(text, _COLOURS[status]))
         )
     sys.exit(0 if report.ok else 1)
+
+
+@cli.command("import")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@_CONFIG
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+def import_(directory: Path, config: Path | None, dry_run: bool) -> None:
+    """Take the rows of the daily CSV files in DIR, the old program's or gpumon's, into the server's data folder.
+
+    Can run beside the server, and again: rows that are there already are not taken twice. DIR is only read. Exit
+    code 1 where a file could not be read."""
+    with installed("server"):
+        from gpumon.server.importing import effort, render, take_over  # noqa: PLC0415
+    from gpumon.server.days import FileNames, zone_named  # noqa: PLC0415
+    from gpumon.server.settings import ENVIRONMENT_PREFIX, ServerSettings  # noqa: PLC0415
+
+    settings, _ = read_settings(ServerSettings, config, Path("config/server_config.ini"), ENVIRONMENT_PREFIX)
+    storage, zone = settings.storage, zone_named(settings.server.timezone)
+    folder, names = Path(storage.output_directory), FileNames(storage.csv_filename_prefix)
+    click.echo(f"into {folder}, days of {zone.key}" + (", as a dry run" if dry_run else ""))
+    with click.progressbar(length=effort(directory), label="reading", file=sys.stderr) as bar:
+        report = take_over(directory, folder, names, zone, bar.update, dry_run=dry_run)
+    click.echo(render(report, datetime.now(zone).date(), storage.data_retention_days, dry_run=dry_run))
+    sys.exit(1 if report.unreadable else 0)
 
 
 @cli.command()

@@ -64,32 +64,39 @@ def node_of(sample: Sample) -> str:
 def fleet_of(posted: Iterable[Sample], start: datetime, end: datetime) -> Fleet:
     """Divides the range's wall time."""
     fleet = Fleet((end - start).total_seconds())
-    by_gpu: dict[str, dict[datetime, tuple[Sample, dict[Any, Any]]]] = {}
+    by_gpu: dict[str, dict[datetime, dict[Any, tuple[Sample, dict[Any, Any]]]]] = {}
     seen: dict[str, list[Sample]] = {}
     for sample in posted:
         seen.setdefault(gpu_of(sample), []).append(sample)
-        moments = by_gpu.setdefault(gpu_of(sample), {})
-        users = moments[instant(sample)][1] if instant(sample) in moments else {}
+        sources = by_gpu.setdefault(gpu_of(sample), {}).setdefault(instant(sample), {})
+        source = (sample["client_name"], sample["gpu_id"])
+        users = sources[source][1] if source in sources else {}
         once: dict[Any, Any] = {}  # what a sample says twice is stored once
         for user in sample.get("pods") or ():
             once.setdefault(tuple(user.get(name) for name in (*KEY, "held", "method")), user)
         listed = {tuple(user.get(name) for name in KEY): user for user in once.values()}
-        moments[instant(sample)] = (sample, users | listed)
-    for number, (gpu, moments) in enumerate(sorted(by_gpu.items())):
+        sources[source] = (sample, users | listed)  # the later of two counts
+    for number, (gpu, told) in enumerate(sorted(by_gpu.items())):
+        moments = {moment: sources[min(sources)] for moment, sources in told.items()}  # of two clients, the first
         covered = _slices(fleet, number, gpu, moments, start, end)
-        if covered or any(start - DAY <= moment < end for moment in moments):
+        if covered or any(start - DAY < moment <= end for moment in moments):
             fleet.covered[gpu] = covered
             missing = {"not_sampled": fleet.wall - covered}
-            fleet.shares.append(Share(_last_place(seen[gpu], end), gpu, "nobody", NOBODY, missing))
+            place = _last_place(seen[gpu], moments, start, end)
+            fleet.shares.append(Share(place, gpu, "nobody", NOBODY, missing))
     return fleet
 
 
-def _last_place(samples: list[Sample], end: datetime) -> Sample:
-    """Where a GPU was seen last until the range's end, by the later row of two; else where it is seen next."""
-    before = [sample for sample in samples if instant(sample) <= end]
-    if before:
-        return max(enumerate(before), key=lambda numbered: (instant(numbered[1]), numbered[0]))[1]
-    return min(samples, key=lambda s: (instant(s), s["client_name"], s["gpu_id"], node_of(s), s["gpu_name"]))
+def _last_place(samples: list[Sample], moments: dict[Any, Any], start: datetime, end: datetime) -> Sample:
+    """Where a GPU was seen last until the range's end, of two places the first by name; else where the sample was
+    taken that reaches back into it."""
+    before = [sample for sample in samples if start - DAY < instant(sample) <= end]
+    if not before:
+        sample: Sample = moments[min(moment for moment in moments if moment > end)][0]
+        return sample
+    last = max(map(instant, before))
+    at_last = [sample for sample in before if instant(sample) == last]
+    return min(at_last, key=lambda s: (s["client_name"], s["gpu_id"], node_of(s), s["gpu_name"]))
 
 
 def _slices(fleet: Fleet, number: int, gpu: str, moments: dict[Any, Any], start: datetime, end: datetime) -> float:
@@ -99,13 +106,14 @@ def _slices(fleet: Fleet, number: int, gpu: str, moments: dict[Any, Any], start:
     for moment in sorted(moments):
         sample, users = moments[moment]
         interval = sample.get("interval_seconds")
+        interval = None if interval is None else int(interval * 1e6 + 0.5) / 1e6
         gap = None if before is None else (moment - before).total_seconds()
         if interval is not None:
             stands = interval if gap is None else min(interval, gap)
         else:
             stands = gap if gap is not None and gap <= STALE_SECONDS else 0.0
         before = moment
-        begins = max((moment - start).total_seconds() - stands, 0.0)
+        begins = max(round((moment - start).total_seconds() - stands, 6), 0.0)
         ends = min((moment - start).total_seconds(), fleet.wall)
         if ends <= begins:
             continue
@@ -278,13 +286,21 @@ def added(shares: Iterable[Share], of: Callable[[Share], float | None]) -> float
     return sum(there) if there else None
 
 
-def by_sample(shares: Iterable[Share]) -> list[list[Share]]:
-    """Shares that are of the same sample, together."""
-    together: dict[Any, list[Share]] = {}
+def together(shares: Iterable[Share], groupings: str) -> list[list[Share]]:
+    """Shares of the same sample that are together at the coarsest level which says the group: those of a container,
+    a pod (each of its workload), a workload, a namespace, or all of the GPU."""
+    wanted = groupings.split(",")
+    levels = ("container", "pod", "owner", "namespace")
+    level = next(
+        (n for n, name in enumerate(levels) if name in wanted or (name == "pod" and "label" in groupings)), 9
+    )
+    found: dict[Any, list[Share]] = {}
     for share in shares:
-        if share.sample is not None:
-            together.setdefault(share.sample, []).append(share)
-    return list(together.values())
+        if share.sample is None:
+            continue
+        keys = [keys_of(share, name, {}, {}) for name in levels[level:]]
+        found.setdefault((share.sample, level < 9 and share.who, str(keys)), []).append(share)
+    return list(found.values())
 
 
 def busy(share: Share) -> float:

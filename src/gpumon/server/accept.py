@@ -8,37 +8,39 @@ its neighbour.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from operator import attrgetter, itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from msgspec.structs import astuple
+
 from gpumon.clock import to_wire
+from gpumon.model.field import Field
 from gpumon.model.fields import CSV_COLUMNS, FIELDS
 from gpumon.model.pod_fields import LABEL_FIELDS, POD_FIELDS, USE_FIELDS
 from gpumon.server.decode import Faults, decode
 from gpumon.server.labels import Labels
 from gpumon.server.tables import POD_KEY, POD_USAGE, SAMPLES, DatedRow, Row
 
-_values = attrgetter(*CSV_COLUMNS)
-_use = attrgetter(*(f.name for f in USE_FIELDS))
 _pod_key = attrgetter(*POD_KEY)
 _before_use = itemgetter(*(CSV_COLUMNS.index(f.name) for f in POD_FIELDS[: POD_FIELDS.index(USE_FIELDS[0])]))
 _before_pod = itemgetter(*(CSV_COLUMNS.index(f.name) for f in LABEL_FIELDS[:4]))
-_TEXTS = tuple((i, f.name) for i, f in enumerate(FIELDS) if f.kind == "text")
-_USE_TEXTS = tuple((i, f.name) for i, f in enumerate(USE_FIELDS) if f.kind == "text")
+_USES = len(USE_FIELDS)
 (_HELD,) = (i for i, f in enumerate(USE_FIELDS) if f.kind == "bool")
 _CELLS = {True: "true", False: "false", None: None}
-_TIMESTAMP = CSV_COLUMNS.index("timestamp")
+_COLUMNS = len(CSV_COLUMNS)
 _SAMPLED_AT = CSV_COLUMNS.index("sampled_at")
+_told = itemgetter(CSV_COLUMNS.index("timestamp"), _SAMPLED_AT)
 _UTILIZATION = CSV_COLUMNS.index("utilization_gpu")
 _UTILIZATION_MEAN = CSV_COLUMNS.index("utilization_mean")
-_KUBERNETES_NAMES = frozenset(f.name for f in (*FIELDS, *USE_FIELDS) if f.kubernetes_name)
 _KUBERNETES_NAME = re.compile(r"[a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?")
 _TIMESTAMP_FORM = re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}")
 _FORMULA = ("=", "+", "-", "@")
-_KNOWN_TEXTS = 50_000
+_KNOWN_TEXTS = 20_000
+"""Rows or labels whose texts are remembered as good, each some 1 KB at most; more GPUs than that send much."""
 _SHOWN_KEY = 80
 
 _When = tuple[str, str, date, int]
@@ -56,6 +58,28 @@ class Accepted:
     faults: Faults = field(default_factory=Faults)
 
 
+class _Texts:
+    """The texts of one kind of row. A GPU sends the same each time, so what was good together is remembered."""
+
+    def __init__(self, fields: Iterable[Field]) -> None:
+        texts = [(place, field) for place, field in enumerate(fields) if field.kind == "text"]
+        self._fields = tuple(field for _, field in texts)
+        self._of = itemgetter(*(place for place, _ in texts))
+        self._good: set[Any] = set()
+
+    def fault(self, values: Row) -> tuple[str, str] | None:
+        """The field and what is wrong with it; None when all texts are good."""
+        texts = self._of(values)
+        if texts in self._good:
+            return None
+        for of, text in zip(self._fields, texts, strict=True):
+            fault = _text_fault(text, kubernetes_name=of.kubernetes_name) if text else None
+            if fault is not None:
+                return of.name, fault
+        _keep(self._good, texts)
+        return None
+
+
 class BadInstant(ValueError):
     """A sample's time can't be. `field` is where it stands."""
 
@@ -71,7 +95,8 @@ class Acceptor:
         self._zone = zone
         self._past = past
         self._future = future
-        self._good: set[tuple[str, str]] = set()
+        self._texts = _Texts(FIELDS)
+        self._use_texts = _Texts(USE_FIELDS)
         self._good_labels: set[tuple[str, str]] = set()
 
     def accept(self, body: bytes, now: datetime) -> Accepted:
@@ -81,8 +106,8 @@ class Acceptor:
         faults = accepted.faults
         instants: dict[tuple[str, str | None], _When] = {}
         for index, sample in decode(body, faults):
-            values = _values(sample)
-            told = (values[_TIMESTAMP], values[_SAMPLED_AT])
+            values = astuple(sample)  # the catalogue's fields, pods, node_labels
+            told = _told(values)
             when = instants.get(told)
             if when is None:
                 try:
@@ -90,11 +115,11 @@ class Acceptor:
                 except BadInstant as error:
                     faults.refuse(index, [error.field], str(error))
                     continue
-            bad = self._bad_text(values, _TEXTS)
+            bad = self._texts.fault(values)
             if bad is not None:
                 faults.refuse(index, [bad[0]], bad[1])
                 continue
-            row = (when[0], *values[1:_SAMPLED_AT], when[1], *values[_SAMPLED_AT + 1 :])
+            row = (when[0], *values[1:_SAMPLED_AT], when[1], *values[_SAMPLED_AT + 1 : _COLUMNS])
             accepted.samples += 1
             accepted.rows.append((SAMPLES, when[2], when[3], row))
             if sample.pods:
@@ -112,8 +137,8 @@ class Acceptor:
         for place, pod in enumerate(pods):
             if pod is None:  # left out before
                 continue
-            use = _use(pod)
-            bad = self._bad_text(use, _USE_TEXTS)
+            use = astuple(pod)  # the catalogue's fields, labels
+            bad = self._use_texts.fault(use)
             if bad is not None:
                 accepted.faults.leave_out(index, ["pods", str(place), bad[0]], bad[1])
                 continue
@@ -121,7 +146,7 @@ class Acceptor:
             if key in seen:
                 continue
             seen.add(key)
-            cells = (*head, *use[:_HELD], _CELLS[use[_HELD]], *use[_HELD + 1 :], busy)
+            cells = (*head, *use[:_HELD], _CELLS[use[_HELD]], *use[_HELD + 1 : _USES], busy)
             accepted.rows.append((POD_USAGE, when[2], when[3], cells))
             if pod.labels:
                 loc = ["pods", str(place), "labels"]
@@ -151,7 +176,7 @@ class Acceptor:
                 f"{text!r} is older than [LIMITS] accept_past_days allows; check the sender's clock",
             )
         local = instant.astimezone(self._zone)
-        return local.strftime("%Y-%m-%d %H:%M:%S"), to_wire(instant), local.date(), local.hour
+        return local.isoformat(" ", "seconds")[:19], to_wire(instant), local.date(), local.hour
 
     def _instant(self, field: str, text: str) -> datetime:
         """The UTC instant of `YYYY-MM-DD HH:MM:SS` (the server's zone) or of ISO 8601 with an offset."""
@@ -164,18 +189,6 @@ class Acceptor:
             raise BadInstant(
                 field, f"{text[:40]!r} is no timestamp; write YYYY-MM-DD HH:MM:SS, or ISO 8601 with an offset"
             ) from None
-
-    def _bad_text(self, values: Row, texts: tuple[tuple[int, str], ...]) -> tuple[str, str] | None:
-        """The field and what is wrong with it; None when all texts are good."""
-        for position, name in texts:
-            text = values[position]
-            if text is None or (name, text) in self._good:
-                continue
-            fault = _text_fault(text, kubernetes_name=name in _KUBERNETES_NAMES)
-            if fault is not None:
-                return name, fault
-            _keep(self._good, (name, text))
-        return None
 
     def _sound_labels(self, index: int, loc: list[str], labels: dict[str, str], faults: Faults) -> dict[str, str]:
         """The labels that are good; the others are left out."""
@@ -192,7 +205,7 @@ class Acceptor:
         return sound
 
 
-def _keep(known: set[tuple[str, str]], good: tuple[str, str]) -> None:
+def _keep(known: set[Any], good: tuple[str | None, ...]) -> None:
     if len(known) >= _KNOWN_TEXTS:
         known.clear()
     known.add(good)

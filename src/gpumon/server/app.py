@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from gpumon import __version__, clock
-from gpumon.server.api import accounts, errors, inventory, ops, receive, seed
+from gpumon.server.api import accounts, errors, export, files, inventory, ops, receive, seed
 from gpumon.server.api.access import AccessLayer
 from gpumon.server.api.body import BodyLimit
 from gpumon.server.api.gate import Gate, describe
@@ -70,7 +70,7 @@ def create_app(settings: ServerSettings, now: clock.Now = clock.now) -> FastAPI:
         max_body_bytes=int(settings.server.max_body_mb * 10**6),
     )
     errors.install(app)
-    for module in (receive, inventory, accounts, seed, ops):
+    for module in (receive, inventory, accounts, files, export, seed, ops):
         app.include_router(module.router)
     # A layer stands outside of those added before it.
     if rights is not None:

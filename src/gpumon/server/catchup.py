@@ -3,29 +3,38 @@ into the folder, forgets files that are gone.
 
 Rows get in by one way only, from the bytes of the CSV, whether they came a second ago, before a crash or from the
 old program; so an answer always equals one computed from the files. It runs in the background every two seconds
-and before each query, so a row is in the answers as soon as its sender has been told 200.
+and before each query, so a row is in the answers as soon as its sender has been told 200. Of a file that is part of
+a sealed day only what was appended since is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import gzip
 import logging
-import stat
 import threading
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from typing import Final
 
 from gpumon.errors import StorageError
+from gpumon.server.arrivals import Arrivals, Stretch
+from gpumon.server.database import DatabaseError
 from gpumon.server.days import DayFile, FileNames
-from gpumon.server.loading import copy_lines, good_lines, insert_lines, read_header
-from gpumon.server.store import DatabaseError, Store
+from gpumon.server.disk import seen
+from gpumon.server.loading import UNREADABLE
+from gpumon.server.relations import SEALABLE, hot
+from gpumon.server.shelf import Known, Shelf
+from gpumon.server.store import Store
 from gpumon.server.tables import SAMPLES
+from gpumon.server.touched import Touched
 
 log = logging.getLogger(__name__)
+
+_TOGETHER_BYTES: Final = 64 * 2**20
+"""Stretches that are larger in all are loaded one by one, so that what is loaded is kept when a later one fails."""
+_DEFERRED_BYTES: Final = 32 * 2**20
+"""A day of more than so much, of which nothing is loaded, is sealed at once when it is over."""
 
 
 class CatchUp:
@@ -34,27 +43,29 @@ class CatchUp:
     def __init__(
         self,
         store: Store,
+        arrivals: Arrivals,
+        touched: Touched,
+        shelf: Shelf,
         folder: Path,
         names: FileNames,
-        zone: ZoneInfo,
-        committed: Callable[[str], int | None],
+        committed_sizes: Callable[[], dict[str, int]],
         take_replaced: Callable[[], set[str]],
+        may_defer: Callable[[date], bool],
     ) -> None:
         self._store = store
+        self._arrivals = arrivals
+        self._touched = touched
+        self._shelf = shelf
         self._folder = folder
-        self._piece = folder / ".gpumon" / "piece.csv"
-        self._cleaned = folder / ".gpumon" / "cleaned.csv"
         self._names = names
-        self._zone = zone
-        self._committed = committed
+        self._committed_sizes = committed_sizes
         self._take_replaced = take_replaced
+        self._may_defer = may_defer
         self._replaced: set[str] = set()
-        self._lock = threading.Lock()
-        self._loaded: dict[str, tuple[int, int]] = {}
+        self._lock = threading.RLock()
         self._unreadable: dict[str, tuple[int, int]] = {}
         self._wanted = False
         self.complete = threading.Event()
-        self.damaged_lines = 0
         self.unreadable_files = 0
         self.behind: str | None = None
 
@@ -70,8 +81,9 @@ class CatchUp:
             self._wanted = False
             self._store.close()
 
-    def moving(self) -> contextlib.AbstractContextManager[object]:
-        """While it is entered, the folder is not looked at: for whoever renames files in it."""
+    def exclusively(self) -> contextlib.AbstractContextManager[object]:
+        """While it is entered, neither the folder is looked at nor the store changed by another: for whoever
+        renames files, seals, or rolls."""
         return self._lock
 
     def refresh(self, patience_seconds: float = -1) -> None:
@@ -83,7 +95,8 @@ class CatchUp:
         try:
             if self._wanted:
                 self._refresh()
-                self.complete.set()
+                if not self._shelf.deferred:
+                    self.complete.set()
         finally:
             self._lock.release()
 
@@ -98,6 +111,8 @@ class CatchUp:
                 known = isinstance(error, StorageError | OSError)
                 log.error("store_behind error=%s", error, exc_info=None if known else error)
             self.behind = str(error)
+            with contextlib.suppress(StorageError):
+                self._touched.open()  # what it noted of a transaction that failed is not so
             if isinstance(error, DatabaseError) and error.fatal:
                 # DuckDB gives a database up for good when its own write fails, as on a full disk.
                 self._store.close()
@@ -106,125 +121,123 @@ class CatchUp:
 
     def _open(self) -> None:
         self._store.open()
-        for left in (self._piece, self._cleaned):
-            with contextlib.suppress(OSError):
-                left.unlink()  # of a server that was killed
-        known = self._store.execute("SELECT name, size, mtime_ns FROM files")
-        self._loaded = {name: (size, mtime) for name, size, mtime in known}
-        for name, noted in list(self._loaded.items()):
-            if _seen(self._folder / name) != noted:
+        self._arrivals.clean()
+        committed = self._committed_sizes()
+        self._shelf.open(committed)
+        for name, known in list(self._shelf.files.items()):
+            if not known.sealed and seen(self._folder / name) != (known.size, known.mtime_ns):
                 self._forget(name)  # written, edited or replaced since it was loaded: all of it anew
+        self._touched.open()
+        self._store.remember_latest()
 
     def _load_changes(self) -> None:
         found: dict[str, tuple[DayFile, int, int]] = {}
         for path in self._folder.iterdir():
             day_file = self._names.parse(path.name)
-            seen = None if day_file is None else _seen(path)
-            if day_file is not None and seen is not None:
-                found[path.name] = (day_file, *seen)
+            there = None if day_file is None else seen(path)
+            if day_file is not None and there is not None:
+                found[path.name] = (day_file, *there)
+        # After the look at the folder: see OpenParts._begin. All at one moment, so that of a commit to several
+        # files everything is loaded or nothing.
+        committed = self._committed_sizes()
         self._replaced |= self._take_replaced()
-        for name in (self._loaded.keys() - found.keys()) | self._replaced:
+        for name in (self._shelf.files.keys() - found.keys()) | self._replaced:
             self._forget(name)
             self._replaced.discard(name)
-        for name, (day_file, size, mtime) in sorted(found.items()):
-            if self._unreadable.get(name) == (size, mtime):
-                continue
+        wanted = self._without_deferred(
+            stretch
+            for name, (day_file, size, mtime) in sorted(found.items())
+            if self._unreadable.get(name) != (size, mtime)
+            and (stretch := self._missing(name, day_file, size, mtime, committed.get(name))) is not None
+        )
+        if sum(stretch.end - stretch.start for stretch in wanted) <= _TOGETHER_BYTES:
+            self._load(wanted)
+        else:
+            for stretch in wanted:
+                self._load([stretch])
+
+    def _without_deferred(self, wanted: Iterable[Stretch]) -> list[Stretch]:
+        """Leaves the files of days that are over, and of which nothing is loaded, to be sealed as they are."""
+        by_day: dict[date, list[Stretch]] = {}
+        now: list[Stretch] = []
+        for stretch in wanted:
+            day = stretch.day_file.day
+            if stretch.day_file.table in SEALABLE and self._may_defer(day):
+                by_day.setdefault(day, []).append(stretch)
+            else:
+                now.append(stretch)
+        loaded = {
+            day_file.day
+            for name in self._shelf.files
+            if (day_file := self._names.parse(name)) is not None and day_file.table in SEALABLE
+        }
+        for day, stretches in by_day.items():
+            large = sum(stretch.end - stretch.start for stretch in stretches) > _DEFERRED_BYTES
+            if day in self._shelf.deferred or (large and day not in loaded):
+                self._shelf.deferred.add(day)
+            else:
+                now += stretches
+        return sorted(now, key=lambda stretch: stretch.name)
+
+    def _missing(
+        self, name: str, day_file: DayFile, size: int, mtime: int, committed: int | None
+    ) -> Stretch | None:
+        """What of a file is to be loaded; None of one that is loaded."""
+        known = self._shelf.files.get(name, Known(0, 0, 0, sealed=False))
+        if committed is None:
+            if (size, mtime) == (known.size, known.mtime_ns):
+                return None
+            self._forget(name)
+            return Stretch(name, day_file, 0, size, mtime)
+        if known.size > committed:
+            self._forget(name)
+            known = Known(0, 0, 0, sealed=False)
+        if known.size < committed:
+            return Stretch(name, day_file, known.size, committed, mtime, known.lines, known.sealed)
+        if mtime != known.mtime_ns and size == committed:
+            self._shelf.note(name, Known(size, mtime, known.lines, known.sealed))
+        return None
+
+    def _load(self, wanted: Sequence[Stretch]) -> None:
+        read: list[Stretch] = []
+        for stretch in wanted:
             try:
-                self._catch_up(name, day_file, size, mtime)
-            except (EOFError, zlib.error, csv.Error, gzip.BadGzipFile, PermissionError, DatabaseError) as error:
+                read.append(self._arrivals.read(stretch, len(read)))
+            except (*UNREADABLE, DatabaseError) as error:
                 if isinstance(error, DatabaseError) and not error.about_input:
                     raise
-                self._unreadable[name] = (size, mtime)
+                self._unreadable[stretch.name] = (stretch.end, stretch.mtime_ns)
                 self.unreadable_files += 1
-                log.error("csv_file_left_out file=%s error=%r", name, error)
-
-    def _catch_up(self, name: str, day_file: DayFile, size: int, mtime: int) -> None:
-        loaded, loaded_mtime = self._loaded.get(name, (0, 0))
-        committed = self._committed(name)  # asked after the look at the folder: see OpenParts._begin
-        if committed is None:
-            if (size, mtime) != (loaded, loaded_mtime):
-                self._forget(name)
-                self._load(name, day_file, 0, size, mtime)
+                log.error("csv_file_left_out file=%s error=%r", stretch.name, error)
+        if not read:
             return
-        if loaded > committed:
-            self._forget(name)
-            loaded = 0
-        if loaded < committed:
-            self._load(name, day_file, loaded, committed, mtime)
-        elif mtime != loaded_mtime and size == committed:
-            self._note(name, size, mtime)
-
-    def _load(self, name: str, day_file: DayFile, start: int, end: int, mtime: int) -> None:
-        """Loads the bytes from `start` to `end` of a file, in one transaction with the note that it did."""
-        store, path, table = self._store, self._folder / name, day_file.table
-        try:
-            columns = read_header(path, table)
-            lines = copy_lines(path, self._piece, start, end)
-            store.execute(f"CREATE OR REPLACE TEMP TABLE arriving {table.create}")
-            damaged = self._insert(columns, day_file, name, lines)
-            with store.transaction():
-                store.execute(f"INSERT INTO {table.name} SELECT * FROM arriving")
-                self._note(name, end, mtime)
-        finally:
-            self._piece.unlink(missing_ok=True)
-        log.debug("loaded file=%s lines=%d bytes=%d-%d", name, lines, start, end)
-        if damaged:
-            self.damaged_lines += damaged
-            log.warning("csv_lines_left_out file=%s lines=%d of=%d", name, damaged, lines)
-        if table is SAMPLES:
-            store.note_latest("arriving")
-
-    def _note(self, name: str, size: int, mtime: int) -> None:
-        """Notes how much of a file the store has."""
-        self._store.execute("DELETE FROM files WHERE name = ?", [name])
-        self._store.execute("INSERT INTO files VALUES (?, ?, ?)", [name, size, mtime])
-        self._loaded[name] = (size, mtime)
-
-    def _insert(self, columns: list[str], day_file: DayFile, name: str, lines: int) -> int:
-        """Inserts the lines of the piece into `arriving`: all at once, and when some are left out, once more
-        tolerantly without the lines that are no CSV, since one may swallow its neighbours. Gives the number of
-        lines that are damaged."""
-        identity = day_file.table.identity
-        if not set(identity) <= set(columns):
-            log.warning("csv_not_ours file=%s: its header has no %s", name, ", ".join(identity))
-            return lines
-
-        def insert(path: Path, *, tolerant: bool) -> int:
-            return insert_lines(
-                self._store.execute, "arriving", path, columns, day_file, self._zone, name, tolerant=tolerant
-            )
-
-        try:
-            rows = insert(self._piece, tolerant=False)
-        except DatabaseError:
-            rows = -1
-        if rows == lines:
-            return 0
-        self._store.execute("DELETE FROM arriving")
-        try:
-            with self._piece.open("rb") as source, self._cleaned.open("wb") as target:
-                good, bad = good_lines(source, target)
-            return bad + good - insert(self._cleaned, tolerant=True)
-        finally:
-            self._cleaned.unlink(missing_ok=True)
+        with self._store.transaction():
+            self._arrivals.move_in(read)
+            self._shelf.spoil(self._touched.take_stale_days())
+        for stretch in read:
+            self._shelf.remember(stretch)
+        self._arrivals.after(read)
 
     def _forget(self, name: str) -> None:
-        if name not in self._loaded:
+        """Takes a file's rows out; all of a sealed day's, if it is part of one: its other files are loaded anew."""
+        known = self._shelf.files.get(name)
+        if known is None:
             return
         day_file = self._names.parse(name)
+        if known.sealed and day_file is not None and self._shelf.is_sealed(day_file.day, name):
+            self._shelf.remove(day_file.day, reason=f"{name} is gone or was edited")
         table = SAMPLES if day_file is None else day_file.table  # none: of another csv_filename_prefix
         with self._store.transaction():
-            self._store.execute(f"DELETE FROM {table.name} WHERE file = ?", [name])
+            if table in SEALABLE:
+                self._store.execute(
+                    f"CREATE OR REPLACE TEMP TABLE leaving AS SELECT sampled_at FROM {hot(table)} WHERE file = ?",
+                    [name],
+                )
+                self._touched.by("leaving", of_samples=False)
+                self._shelf.spoil(self._touched.take_stale_days())
+            self._store.execute(f"DELETE FROM {hot(table)} WHERE file = ?", [name])
+            self._store.execute("DELETE FROM readings WHERE file = ?", [name])
             self._store.execute("DELETE FROM files WHERE name = ?", [name])
-        del self._loaded[name]
+        self._shelf.forget(name)
         if table is SAMPLES:
             self._store.remember_latest()
-
-
-def _seen(path: Path) -> tuple[int, int] | None:
-    """(size, mtime in ns) of a file; None of anything else, or when it is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

@@ -20,6 +20,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from gpumon.errors import StorageError
 from gpumon.model.sample import BatchId
 from gpumon.server.days import DayFile, FileNames
@@ -32,6 +34,7 @@ from gpumon.server.tables import POD_LABELS, DatedRow, Row, Table
 
 log = logging.getLogger(__name__)
 
+_json = msgspec.json.Encoder().encode
 _PROBE_BYTES = 256 * 1024
 """More than a usual commit, so that a disk that takes the trial takes the next commit."""
 
@@ -39,7 +42,8 @@ SplitMode = Literal["daily", "size", "hourly"]
 
 
 class CsvLog:
-    """Owned by the one writer thread. `committed` and `take_replaced` may be called from elsewhere."""
+    """Owned by the one writer thread. `committed`, `committed_sizes` and `take_replaced` may be called from
+    elsewhere."""
 
     def __init__(
         self,
@@ -95,8 +99,8 @@ class CsvLog:
                 append_fully(part.file, data, at=part.size)
                 part.size += len(data)
                 part.unsynced = True
-                if self._sync_each_commit:
-                    part.sync()
+            if self._sync_each_commit:
+                self._parts.sync()  # when all is written, so that one turn of the disk may serve several
             self._journal.commit(
                 {self._name(day_file): self._parts.get(day_file).size for day_file in touched},
                 batches,
@@ -133,6 +137,11 @@ class CsvLog:
         """How many bytes of a file are committed; None for a file that gpumon did not write."""
         return self._journal.sizes.get(name)
 
+    def committed_sizes(self) -> dict[str, int]:
+        """How many bytes of each file are committed, all at one moment between commits: of a commit that went to
+        several files either all of it is counted or nothing. Files that gpumon did not write are not in it."""
+        return dict(self._journal.sizes)
+
     def take_replaced(self) -> set[str]:
         """The names, since the last call, of files that were deleted under gpumon and begun anew."""
         return self._parts.take_replaced()
@@ -154,11 +163,13 @@ class CsvLog:
         row."""
         by_file: dict[DayFile, list[Row]] = {}
         by_hour: dict[tuple[Table, date, int], list[Row]] = {}
+        last: tuple[Table, date, int] | None = None
         for table, day, hour, row in rows:
-            of_file = by_hour.get((table, day, hour))
-            if of_file is None:
-                of_file = by_file.setdefault(self._file_for(table, day, hour), [])
-                by_hour[table, day, hour] = of_file
+            if last is None or table is not last[0] or day is not last[1] or hour != last[2]:
+                last = (table, day, hour)
+                if last not in by_hour:
+                    by_hour[last] = by_file.setdefault(self._file_for(table, day, hour), [])
+                of_file = by_hour[last]
             of_file.append(row)
         return by_file
 
@@ -203,7 +214,14 @@ class CsvLog:
 
 
 def render(rows: list[Row]) -> bytes:
-    """Rows as lines of CSV: comma, RFC 4180 quoting, UTF-8, LF; None is an empty cell."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    """Rows of one table as lines of CSV: comma, RFC 4180 quoting, UTF-8, LF; None is an empty cell.
+
+    Where no cell needs quotes, as nearly always, they go the way of JSON in a third of the CPU time: without a
+    comma, a quote or a line break in any cell, the CSV is what is left when brackets, quotes and nulls are taken
+    away. (The first cell, the time, is never None.)"""
+    text = _json(rows)
+    if b"\\" in text or text.count(b",") != len(rows) * len(rows[0]) - 1:
+        quoted = io.StringIO(newline="")
+        csv.writer(quoted, lineterminator="\n").writerows(rows)
+        return quoted.getvalue().encode()
+    return text[2:-2].replace(b"],[", b"\n").replace(b",null", b",").replace(b'"', b"") + b"\n"

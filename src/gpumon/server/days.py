@@ -39,6 +39,7 @@ class FileNames:
                 f"[STORAGE] csv_filename_prefix = {samples_prefix!r} is the name of the files of pods; "
                 "write another, like gpu_metrics"
             )
+        self.samples_prefix = samples_prefix
         self._prefixes = {SAMPLES: samples_prefix, **_PREFIXES}
         self._tables = {prefix: table for table, prefix in self._prefixes.items()}
         prefixes = "|".join(map(re.escape, self._tables))

@@ -46,6 +46,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def seen(path: Path) -> tuple[int, int] | None:
+    """(size, mtime in ns) of a file; None of anything else, or when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: aside, synced, renamed."""
     aside = path.with_name(path.name + ".new")

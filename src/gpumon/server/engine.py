@@ -19,22 +19,33 @@ from gpumon import clock
 from gpumon.errors import QueryError, StorageError
 from gpumon.server.accept import Acceptor
 from gpumon.server.accounts.answers import Answers
+from gpumon.server.accounts.cells import CREATE_CELLS
 from gpumon.server.accounts.prices import parse_prices
+from gpumon.server.arrivals import Arrivals
 from gpumon.server.catchup import CatchUp
 from gpumon.server.csvlog import CsvLog
+from gpumon.server.dayfiles import DayFiles
 from gpumon.server.days import FileNames, zone_named
+from gpumon.server.desk import Desk
+from gpumon.server.exporting import Exports
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
 from gpumon.server.reader import Reader
 from gpumon.server.retention import Policy, tidy, too_old
+from gpumon.server.rolling import Roller
+from gpumon.server.sealer import Sealer
+from gpumon.server.sealing.stamps import sealing_stamps
 from gpumon.server.settings import ServerSettings
+from gpumon.server.shelf import Shelf
 from gpumon.server.store import Store
+from gpumon.server.touched import Touched
 from gpumon.tasks import Task
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 2.0
 REOPEN_SECONDS = 5.0
+SEALING_SECONDS = 2.0
 FIRST_LOAD_SECONDS = 3.0
 QUERY_PATIENCE_SECONDS = 2.0
 _MB = 10**6
@@ -81,21 +92,53 @@ class Engine:
             max_file_bytes=int(storage.max_file_size_mb * _MB),
             sync_each_commit=performance.file_sync_interval == 0,
         )
+        stale_after = timedelta(seconds=limits.stale_after_seconds)
         store = Store(
             self._folder,
+            cell_columns=CREATE_CELLS.strip("()"),
             zone_key=self._zone.key,
             memory_mb=performance.query_memory_mb,
             threads=performance.query_threads,
             query_timeout_seconds=performance.query_timeout_seconds,
+            max_rows=limits.max_rows,
         )
-        self.catchup = CatchUp(
+        touched = Touched(store, stale_after)
+        self._arrivals = Arrivals(store, self._folder, self._zone, touched)
+        self._shelf = Shelf(
             store,
+            self._arrivals,
+            touched,
             self._folder,
             self._names,
             self._zone,
-            self._csvlog.committed,
-            self._csvlog.take_replaced,
+            sealing_stamps(self._zone.key, stale_after),
         )
+        self.catchup = CatchUp(
+            store,
+            self._arrivals,
+            touched,
+            self._shelf,
+            self._folder,
+            self._names,
+            self._csvlog.committed_sizes,
+            self._csvlog.take_replaced,
+            lambda day: self._sealer.may_defer(day),
+        )
+        self._sealer = Sealer(
+            store,
+            self._shelf,
+            touched,
+            folder=self._folder,
+            zone=self._zone,
+            names=self._names,
+            committed_sizes=self._csvlog.committed_sizes,
+            exclusively=self.catchup.exclusively,
+            now=now,
+            seal_after=timedelta(minutes=performance.seal_after_minutes),
+            memory_mb=performance.seal_memory_mb,
+            stale_after=stale_after,
+        )
+        self._roller = Roller(store, touched, self.catchup.exclusively, self._sealer.awaited, now, stale_after)
         self._ingest = Ingest(
             self._csvlog,
             journal,
@@ -105,13 +148,12 @@ class Engine:
             sync_interval_seconds=performance.file_sync_interval,
         )
         refresh = partial(self.catchup.refresh, QUERY_PATIENCE_SECONDS)
-        stale_after = timedelta(seconds=limits.stale_after_seconds)
         self._reader = Reader(
             store, refresh, self._zone, now, max_range_days=limits.max_range_days, stale_after=stale_after
         )
         prices = parse_prices(settings.cost.prices)
         self._answers = Answers(
-            store,
+            Desk(store, touched),
             refresh,
             self._zone,
             now,
@@ -120,20 +162,28 @@ class Engine:
             prices=prices,
             currency=settings.cost.currency if prices else None,
         )
+        self._files = DayFiles(self._folder, self._names, self._csvlog.committed)
+        self._exports = Exports(
+            store, refresh, self._folder, self._zone, now, max_range_days=limits.max_range_days
+        )
         self.closed_because: str | None = "the server is starting; try again in a moment"
         self._upkeep = Task("upkeep", self._keep_up)
+        self._sealing = Task("sealing", self._keep_sealed)
 
     def open(self) -> None:
         """Opens everything that can be opened; the rest is tried again in the background."""
         self._try_to_open()
         self._upkeep.start()
+        self._sealing.start()
         if self.closed_because is None:
             # Most stores are loaded by then, and the first query finds everything.
             self.catchup.complete.wait(FIRST_LOAD_SECONDS)
 
     def close(self) -> None:
         """Stops the upkeep, writes what waits, closes store and files."""
+        self._sealing.stopping.set()
         self._upkeep.stop(timeout_seconds=30)
+        self._sealing.stop(timeout_seconds=30)
         if self.closed_because is None:
             self._ingest.stop()
             self.catchup.refresh()  # so that the next start has nothing to load
@@ -166,7 +216,7 @@ class Engine:
             duplicates=ingest.duplicates,
             waiting_batches=batches,
             waiting_rows=rows,
-            damaged_lines=self.catchup.damaged_lines,
+            damaged_lines=self._arrivals.damaged_lines,
             unreadable_files=self.catchup.unreadable_files,
             behind=self.catchup.behind is not None,
         )
@@ -191,6 +241,19 @@ class Engine:
         self._check_ready()
         return self._answers
 
+    @property
+    def files(self) -> DayFiles:
+        """The CSV files, to list and to give out. Raises QueryError when the folder is not open."""
+        if self.closed_because is not None:
+            raise QueryError(self.closed_because, status=503)
+        return self._files
+
+    @property
+    def exports(self) -> Exports:
+        """Who exports rows. Raises QueryError as `reader` does."""
+        self._check_ready()
+        return self._exports
+
     def _check_ready(self) -> None:
         if self.not_ready_because is not None:
             raise QueryError(self.not_ready_because, status=503)
@@ -199,6 +262,7 @@ class Engine:
         try:
             self.catchup.open()  # first, because its lock says that no other server is at the files
             self._csvlog.open()
+            self._exports.clean()
         except StorageError as error:
             if str(error) != self.closed_because:
                 log.error("storage_not_open reason=%s retry_in=%gs", error, REOPEN_SECONDS)
@@ -220,10 +284,22 @@ class Engine:
             if self.closed_because is not None:
                 continue
             self.catchup.refresh()
+            self._roll_due(stopping)
             if time.monotonic() >= next_housekeeping:
                 next_housekeeping = time.monotonic() + self._housekeeping_seconds
                 self.tidy_now()
                 gc.collect()
+
+    def _roll_due(self, stopping: threading.Event) -> None:
+        try:
+            self._roller.roll_due(stopping.is_set)
+        except StorageError as error:  # as on a full disk: questions are answered from the rows
+            log.warning("rolling_failed error=%s", error)
+
+    def _keep_sealed(self, stopping: threading.Event) -> None:
+        while not stopping.wait(SEALING_SECONDS):
+            if self.closed_because is None:
+                self._sealer.seal_due(stopping)
 
     def _announce_deletions(self) -> None:
         """The old program ignored data_retention_days: whoever comes from it shall have time to set it."""
@@ -248,5 +324,5 @@ class Engine:
             self._policy,
             today,
             exclusively=self._ingest.between_writes,
-            moving=self.catchup.moving(),
+            moving=self.catchup.exclusively(),
         )

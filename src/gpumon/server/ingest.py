@@ -119,8 +119,10 @@ class Ingest:
             if full:
                 raise StorageBusy("more batches wait for the disk than [PERFORMANCE] buffer_size; try again later")
             self._queue.append(item)
+            before = self._waiting_rows
             self._waiting_rows += len(accepted.rows) + len(accepted.labels)
-            self._changed.notify()
+            if len(self._queue) == 1 or before < self._group_rows <= self._waiting_rows:
+                self._changed.notify()  # else the writer waits for company or for the disk
         return await item.answer
 
     def _run(self, stopping: threading.Event) -> None:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import time
 from bisect import bisect_right
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import msgspec
 
 from gpumon.model.sample import BatchId
 from gpumon.server.disk import append_fully, replace_file, sync_file
@@ -71,7 +72,8 @@ class Run:
 
 
 class Journal:
-    """Opened by the one writer; not shared between threads."""
+    """Opened by the one writer; not shared between threads, but for `sizes`, of which every commit makes a new
+    one."""
 
     def __init__(self, path: Path, forget_after_seconds: float) -> None:
         self._path = path
@@ -91,7 +93,7 @@ class Journal:
         if self._path.exists():
             for line in self._path.read_bytes().split(b"\n"):
                 try:
-                    self._apply(json.loads(line))
+                    self._apply(msgspec.json.decode(line))
                 except (ValueError, KeyError, TypeError, AttributeError):
                     continue  # torn by a crash; what it would have said was not acknowledged
         horizon = time.time() - self._forget_after
@@ -120,10 +122,13 @@ class Journal:
 
     def commit(self, sizes: dict[str, int], batches: list[BatchId], *, sync: bool = True) -> None:
         """Makes a commit durable. Raises OSError; then nothing is remembered and the rows must be cut."""
-        entry: dict[str, Any] = {"files": sizes, "at": round(time.time())}
+        at = round(time.time())
+        entry: dict[str, Any] = {"files": sizes, "at": at}
         if batches:
             entry["batches"] = [str(batch) for batch in batches]
         self._append(entry, sync=sync)
+        for batch in batches:
+            self._remember(batch, at)
         if self._bytes > self._compact_at:
             try:
                 self.begin()
@@ -148,7 +153,7 @@ class Journal:
                 self._file.truncate(self._bytes)
             raise
         self._bytes += len(line)
-        self._apply(entry)
+        self._apply_sizes(entry)
 
     def sync(self) -> None:
         """Puts on disk what `commit(sync=False)` left with the operating system."""
@@ -171,19 +176,26 @@ class Journal:
             self._file = None
 
     def _apply(self, entry: dict[str, Any]) -> None:
-        self.clean = entry.get("clean", False)
-        self.sizes.update(entry.get("files", {}))
-        self.sizes.pop(entry.get("forget", ""), None)
+        self._apply_sizes(entry)
         at = entry.get("at", 0)
         for text in entry.get("batches", ()):
-            batch = BatchId.parse(text)
-            run = self._runs.setdefault((batch.agent, batch.boot), Run())
-            run.add(batch.sequence)
-            run.at = max(run.at, at)
+            self._remember(BatchId.parse(text), at)
         if "run" in entry:
             agent, _, boot = entry["run"].partition("/")
             self._runs[agent, boot] = Run(map(tuple, entry["stored"]), at)
 
+    def _apply_sizes(self, entry: dict[str, Any]) -> None:
+        self.clean = entry.get("clean", False)
+        if "files" in entry:
+            self.sizes = {**self.sizes, **entry["files"]}  # a new one: who reads the old sees no half of a commit
+        if entry.get("forget") in self.sizes:
+            self.sizes = {name: size for name, size in self.sizes.items() if name != entry["forget"]}
+
+    def _remember(self, batch: BatchId, at: float) -> None:
+        run = self._runs.setdefault((batch.agent, batch.boot), Run())
+        run.add(batch.sequence)
+        run.at = max(run.at, at)
+
 
 def _line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    return msgspec.json.encode(entry) + b"\n"

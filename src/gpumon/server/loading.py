@@ -1,29 +1,35 @@
 """From bytes of a CSV file to rows of a table, by DuckDB's CSV reader.
 
 A cell that is no number is NULL and its row stays. Rows of the old program's thirteen columns and gpumon's may
-mix in one file. A line that is no CSV, or whose time, GPU
-or client can't be read, is damaged: it is counted and left out, and the others are served.
+mix in one file. A line that is no CSV, or whose time, GPU or client can't be read, is damaged: it is left out and
+told of by its number (see `damage`); the others are served.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-import logging
+import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Final, cast
 from zoneinfo import ZoneInfo
 
 from gpumon.model.field import Field
+from gpumon.server.damage import MAX_KEPT, Damage, copy_sound_lines, note_unplaced
+from gpumon.server.database import DatabaseError
 from gpumon.server.days import DayFile, utc_offsets
 from gpumon.server.tables import Table
 
-log = logging.getLogger(__name__)
-
 Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 """Runs SQL with parameters and gives its rows; raises DatabaseError."""
+
+UNREADABLE: Final = (EOFError, zlib.error, csv.Error, gzip.BadGzipFile, PermissionError)
+"""What is raised, beside DatabaseError, where a file is not what its name says, or not ours to read."""
+
+_LINE: Final = "line\n"
+"""The column of line numbers where there is one. No header has a name with a line break."""
 
 
 def read_header(path: Path, table: Table) -> list[str]:
@@ -47,6 +53,50 @@ def open_csv(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
+def load_piece(
+    execute: Execute,
+    target: str,
+    piece: Path,
+    lines: int,
+    columns: list[str],
+    day_file: DayFile,
+    zone: ZoneInfo,
+    source: str,
+) -> Damage:
+    """Inserts the `lines` lines of a piece, which has no header, into `target`, a table of the shape of the file's
+    own, marked as `source`'s: all at once, and where some are left out, once more tolerantly without those that
+    are no CSV, since one may swallow its neighbours. Gives the damaged lines by their numbers in the piece. Raises
+    DatabaseError where DuckDB can't read it at all."""
+    lacking = [name for name in day_file.table.identity if name not in columns]
+    if lacking:
+        return Damage(lines, {0: (f"the header has no {', '.join(lacking)}", ",".join(columns))} if lines else {})
+    try:
+        rows = insert_lines(execute, target, piece, columns, day_file, zone, source, tolerant=False)
+    except DatabaseError as error:
+        if not error.about_input:
+            raise
+        rows = -1
+    if rows == lines:
+        return Damage()
+    execute(f"DELETE FROM {target} WHERE file = ?", [source])
+    damage = Damage()
+    cleaned = piece.with_name("cleaned.csv")
+    try:
+        with piece.open("rb") as damaged, cleaned.open("wb") as numbered:
+            sound = copy_sound_lines(damaged, numbered, damage)
+        columns = [_LINE, *columns]
+        unplaced = sound - insert_lines(execute, target, cleaned, columns, day_file, zone, source, tolerant=True)
+        if unplaced:
+            total = damage.count + unplaced
+            reasons = _reasons(execute, cleaned, columns, day_file, zone, lines, unplaced)
+            with piece.open("rb") as damaged:
+                note_unplaced(damaged, reasons, len(columns) - 1, damage)
+            damage.count = total
+    finally:
+        cleaned.unlink(missing_ok=True)
+    return damage
+
+
 def insert_lines(
     execute: Execute,
     target: str,
@@ -63,45 +113,13 @@ def insert_lines(
 
     Strictly, a line with a cell that is not of its column's type is left out, which is twice as fast; tolerantly,
     such a cell is NULL. Raises DatabaseError where DuckDB can't read the file at all."""
-    table = day_file.table
-    kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in table.fields}
-    types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
-    local = 'TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"'
-    to_utc, parameters = _local_to_utc(local, day_file, zone)
-    selected = ", ".join(_cell(field, columns, local, to_utc, tolerant=tolerant) for field in table.fields)
-    identity = " AND ".join(f"{name} IS NOT NULL" for name in table.identity)
+    rows, parameters = _rows(path, columns, day_file, zone, tolerant=tolerant)
+    identity = " AND ".join(f"{name} IS NOT NULL" for name in day_file.table.identity)
+    fields = ", ".join(day_file.table.columns)
     counted = execute(
-        f"""
-        INSERT INTO {target}
-        SELECT * FROM (
-            SELECT {selected}, ? AS file
-            FROM read_csv(?, columns = {types}, auto_detect = false, header = false, delim = ',', quote = '"',
-                          escape = '"', null_padding = true, ignore_errors = true, strict_mode = false)
-        ) WHERE {identity}
-        """,
-        [*parameters, source, str(path)],
+        f"INSERT INTO {target} SELECT {fields}, ? AS file FROM ({rows}) WHERE {identity}", [source, *parameters]
     )
     return int(counted[0][0])
-
-
-def good_lines(source: BinaryIO, target: BinaryIO) -> tuple[int, int]:
-    """Copies the lines that are CSV by themselves. Gives how many are, and how many are not; empty ones are
-    neither."""
-    good = bad = 0
-    for line in source:
-        try:
-            text = line.decode().rstrip("\r\n")
-            if not text:
-                continue
-            whole = "\x00" not in text and bool(next(csv.reader([text], strict=True)))
-        except (UnicodeDecodeError, csv.Error):
-            whole = False
-        if whole:
-            target.write(line.rstrip(b"\r\n") + b"\n")
-            good += 1
-        else:
-            bad += 1
-    return good, bad
 
 
 def copy_lines(path: Path, target: Path, start: int, end: int) -> int:
@@ -122,6 +140,58 @@ def copy_lines(path: Path, target: Path, start: int, end: int) -> int:
         if not last.endswith(b"\n"):
             lines += 1
     return lines
+
+
+def _rows(
+    path: Path, columns: list[str], day_file: DayFile, zone: ZoneInfo, *, tolerant: bool
+) -> tuple[str, list[Any]]:
+    """SQL for the rows of a file, and its parameters."""
+    fields = day_file.table.fields
+    kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in fields} | {_LINE: "BIGINT"}
+    types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
+    local = 'TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"'
+    to_utc, parameters = _local_to_utc(local, day_file, zone)
+    cells = [_cell(field, columns, local, to_utc, tolerant=tolerant) for field in fields]
+    if _LINE in columns:
+        cells.append(_quoted(_LINE))
+    return (
+        f"""
+        SELECT {", ".join(cells)}
+        FROM read_csv(?, columns = {types}, auto_detect = false, header = false, delim = ',', quote = '"',
+                      escape = '"', null_padding = true, ignore_errors = true, strict_mode = false)
+        """,
+        [*parameters, str(path)],
+    )
+
+
+def _reasons(
+    execute: Execute,
+    path: Path,
+    columns: list[str],
+    day_file: DayFile,
+    zone: ZoneInfo,
+    lines: int,
+    unplaced: int,
+) -> dict[int, str | None]:
+    """Why numbered lines are no rows, by number, for the first of them: what of a row's identity can't be read.
+    None stands for any line that DuckDB does not give, some of which were not among the numbered ones."""
+    rows, parameters = _rows(path, columns, day_file, zone, tolerant=True)
+    identity = day_file.table.identity
+    unread = ", ".join(f"CASE WHEN {name} IS NULL THEN '{name}' END" for name in identity)
+    without = " OR ".join(f"{name} IS NULL" for name in identity)
+    found = execute(
+        f"SELECT {_quoted(_LINE)}, concat_ws(', ', {unread}) FROM ({rows}) WHERE {without} LIMIT {MAX_KEPT}",
+        parameters,
+    )
+    reasons: dict[int, str | None] = {line: f"its {names} can't be read" for line, names in found}
+    if len(found) < min(unplaced, MAX_KEPT):
+        given = f"SELECT {_quoted(_LINE)} AS line FROM ({rows})"
+        left_out = execute(
+            f"SELECT line FROM range(1, ?) AS all_of(line) ANTI JOIN ({given}) USING (line)",
+            [lines + 1, *parameters],
+        )
+        reasons |= {line: None for (line,) in left_out}
+    return reasons
 
 
 def _cell(field: Field, columns: list[str], local: str, to_utc: str, *, tolerant: bool) -> str:

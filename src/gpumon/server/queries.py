@@ -1,14 +1,17 @@
 """Questions as SQL; pure. Identifiers come from the catalogue, values are always parameters.
 
-The `tables` hold every row, `live.latest` the newest sample of each GPU (see `store`). `timestamp` is local
+`samples` and `pod_usage` are every row (see `relations`), `readings` their rollup, `live.latest` the newest sample of
+each GPU (see `store`). `timestamp` is local
 wall time in the server's zone, so that days and hours need no zone in SQL; `sampled_at` is UTC."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
+from gpumon.server.relations import Window
 from gpumon.server.tables import POD_KEY, POD_USAGE, SAMPLES
 
 SAMPLE_COLUMNS = ", ".join(SAMPLES.columns)
@@ -27,10 +30,11 @@ def newest_of(table: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """SQL text and its parameters."""
+    """SQL text, its parameters, and from when to when it needs rows of `samples` and `pod_usage` (naive UTC)."""
 
     sql: str
     parameters: list[Any] | dict[str, Any] = field(default_factory=list)
+    windows: Sequence[Window] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,13 @@ class Filter:
     gpu_id: int | None = None
     client_name: str | None = None
 
-    def where(self) -> tuple[str, list[Any]]:
-        """The condition and its parameters."""
+    def where(self, day: str = "CAST(timestamp AS DATE)") -> tuple[str, list[Any]]:
+        """The condition and its parameters; `day` is the local day of a row."""
         conditions = ["TRUE"]
         parameters: list[Any] = []
         for condition, value in (
-            ("timestamp >= CAST(? AS DATE)", self.start),
-            ("timestamp < CAST(? AS DATE) + INTERVAL 1 DAY", self.end),
+            (f"{day} >= CAST(? AS DATE)", self.start),
+            (f"{day} <= CAST(? AS DATE)", self.end),
             ("gpu_id = ?", None if self.gpu_id is None else max(-1, min(self.gpu_id, 2**62))),
             ("client_name = ?", self.client_name),
         ):
@@ -62,16 +66,14 @@ def select_by_hour(wanted: Filter) -> Query:
     """Per (date, hour) with readings: sum and count of utilization_gpu, its extremes, and how many minutes
     hold a reading (a bit for each, so that many GPUs count a minute once). An hour that the clocks repeat, or
     that straddles two hours of UTC, comes in two rows that add up."""
-    where, parameters = wanted.where()
+    where, parameters = wanted.where("day")
     return Query(
         f"""
-        SELECT CAST(timestamp AS DATE) AS day, CAST(hour(timestamp) AS INTEGER) AS hour,
-               sum(utilization_gpu) AS total, count(utilization_gpu) AS readings,
-               min(utilization_gpu) AS low, max(utilization_gpu) AS high,
-               CAST(bit_count(bit_or(CAST(1 AS BIGINT) << minute(timestamp))) AS INTEGER) AS minutes
-        FROM samples
-        WHERE {where} AND utilization_gpu IS NOT NULL
-        GROUP BY day, hour, date_trunc('hour', sampled_at) ORDER BY day, hour
+        SELECT day, hour, sum(total) AS total, CAST(sum(readings) AS BIGINT) AS readings, min(low) AS low,
+               max(high) AS high, CAST(bit_count(bit_or(minutes)) AS INTEGER) AS minutes
+        FROM readings
+        WHERE {where} AND readings > 0
+        GROUP BY day, hour, utc_hour ORDER BY day, hour
         """,
         parameters,
     )
@@ -79,7 +81,7 @@ def select_by_hour(wanted: Filter) -> Query:
 
 def select_first_day() -> Query:
     """The first local day with any row; NULL when nothing is stored."""
-    return Query("SELECT CAST(min(timestamp) AS DATE) FROM samples")
+    return Query("SELECT min(day) FROM readings")
 
 
 def select_latest(client_name: str | None) -> Query:
@@ -99,6 +101,11 @@ def select_latest_all() -> Query:
     return Query(f"SELECT {SAMPLE_COLUMNS} FROM live.latest ORDER BY client_name, gpu_id")
 
 
+def select_oldest_latest(since: datetime) -> Query:
+    """The instant of the oldest of the newest samples that are not older than `since` (naive UTC)."""
+    return Query("SELECT min(sampled_at) FROM live.latest WHERE sampled_at >= ?", [since])
+
+
 def select_latest_pods(since: datetime) -> Query:
     """Every field of who used the GPUs at their newest samples, as far as these are not older than `since` (naive
     UTC). A sample that came twice tells of its users once: the later row."""
@@ -107,22 +114,26 @@ def select_latest_pods(since: datetime) -> Query:
         f"""
         SELECT {columns} FROM pod_usage SEMI JOIN live.latest USING ({LATEST_KEY}, sampled_at)
         WHERE sampled_at >= ?
-        QUALIFY row_number() OVER (PARTITION BY {LATEST_KEY}, {", ".join(POD_KEY)} ORDER BY rowid DESC) = 1
-        ORDER BY {LATEST_KEY}, rowid
+        QUALIFY row_number() OVER (PARTITION BY {LATEST_KEY}, {", ".join(POD_KEY)} ORDER BY row_id DESC) = 1
+        ORDER BY {LATEST_KEY}, row_id
         """,
         [since],
+        [(since, datetime.max)],
     )
 
 
-def select_realtime(gpu_id: int | None, client_name: str | None, window_minutes: int) -> Query:
-    """Means over the window that ends with the newest row of all, at whole seconds like the seed's timestamp.
-    Memory in use is the share of the total, or the controller's utilisation where a total is missing."""
+def select_newest() -> Query:
+    """The instant (naive UTC) and local time of the newest sample of all; NULLs when there is none."""
+    return Query("SELECT max(sampled_at), arg_max(timestamp, sampled_at) FROM live.latest")
+
+
+def select_realtime(gpu_id: int | None, client_name: str | None, first: datetime, last: datetime) -> Query:
+    """Means over the samples from `first` to `last`, both included, naive UTC. Memory in use is the share of the
+    total, or the controller's utilisation where a total is missing."""
     where, parameters = Filter(gpu_id=gpu_id, client_name=client_name).where()
     return Query(
         f"""
-        WITH newest AS (SELECT max(sampled_at) AS instant FROM live.latest)
-        SELECT (SELECT arg_max(timestamp, sampled_at) FROM live.latest) AS newest,
-               count(*) AS samples,
+        SELECT count(*) AS samples,
                avg(utilization_gpu) AS utilization_gpu,
                avg(temperature) AS temperature,
                avg(CASE WHEN memory_total > 0 AND memory_used IS NOT NULL
@@ -132,9 +143,8 @@ def select_realtime(gpu_id: int | None, client_name: str | None, window_minutes:
                count(DISTINCT client_name) AS client_count,
                count(DISTINCT date_trunc('minute', sampled_at)) AS minutes
         FROM samples
-        WHERE {where}
-          AND sampled_at >= date_trunc('second', (SELECT instant FROM newest)) - to_minutes(CAST(? AS BIGINT))
-          AND sampled_at <= (SELECT instant FROM newest)
+        WHERE {where} AND sampled_at >= ? AND sampled_at <= ?
         """,
-        [*parameters, window_minutes],
+        [*parameters, first, last],
+        [(first, last)],
     )

@@ -136,8 +136,12 @@ class Reader:
     def realtime(self, gpu_id: int | None, client_name: str | None) -> Answer:
         """Means over the five minutes up to the newest row of all."""
         self._refresh()
-        newest, samples, utilization, temperature, memory, power, gpus, clients, minutes = self._store.select(
-            queries.select_realtime(gpu_id, client_name, REALTIME_MINUTES)
+        newest, local = self._store.select(queries.select_newest())[0]
+        last = newest or datetime.min
+        # At whole seconds, like the old program's timestamp; nothing is older than nothing.
+        first = last.replace(microsecond=0) - timedelta(minutes=REALTIME_MINUTES) if newest else last
+        samples, utilization, temperature, memory, power, gpus, clients, minutes = self._store.select(
+            queries.select_realtime(gpu_id, client_name, first, last)
         )[0]
         scope = (
             "no_data"
@@ -149,7 +153,7 @@ class Reader:
         )
         empty = 0.0 if samples == 0 else None
         return {
-            "timestamp": None if newest is None else _seed_time(newest),
+            "timestamp": None if newest is None else _seed_time(local),
             "type": "average",
             "scope": scope,
             "utilization_gpu": rounded(utilization, empty),
@@ -174,8 +178,7 @@ class Reader:
         """Every field of each user of a GPU at the GPU's newest sample, where that is not stale."""
         self._refresh()
         horizon = (self._now() - self._stale_after).astimezone(UTC).replace(tzinfo=None)
-        rows = self._store.select(queries.select_latest_pods(horizon))
-        return [dict(zip(POD_USAGE.columns, row, strict=True)) for row in rows]
+        return newest_pods(self._store, horizon)
 
     def _check(self, wanted: Filter) -> tuple[date, date]:
         """The first and last day of a range; an open end is left to the query."""
@@ -220,6 +223,16 @@ class Reader:
         # A sample may be stamped a little ahead of the server's clock; it still counts once.
         asked = (end - begin).total_seconds() / 60
         return round(min(1.0, minutes / max(asked, 1.0)), 4)
+
+
+def newest_pods(store: Store, horizon: datetime) -> list[Answer]:
+    """Every field of each user of a GPU at the GPU's newest sample, where that is not older than `horizon` (naive
+    UTC)."""
+    oldest = store.select(queries.select_oldest_latest(horizon))[0][0]
+    if oldest is None:
+        return []
+    rows = store.select(queries.select_latest_pods(oldest))
+    return [dict(zip(POD_USAGE.columns, row, strict=True)) for row in rows]
 
 
 def _iso(day: date | None) -> str | None:

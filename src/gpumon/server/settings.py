@@ -238,6 +238,26 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
             extra={"unit": "s"},
         ),
     ] = 0.0
+    seal_after_minutes: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1e6,
+            description="How long a day must be over, and its files unchanged, before its rows are sealed: sorted "
+            "into compact files below .gpumon, of which queries are faster. Later rows are taken all the same, and "
+            "the day is sealed again.",
+            extra={"unit": "min"},
+        ),
+    ] = 60.0
+    seal_memory_mb: Annotated[
+        int,
+        Meta(
+            ge=64,
+            le=1_000_000,
+            description="Memory that the process which seals a day may use for sorting before it spills to disk.",
+            extra={"unit": "MB"},
+        ),
+    ] = 256
     query_memory_mb: Annotated[
         int,
         Meta(
@@ -284,6 +304,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_range_days: Annotated[
         int, Meta(ge=1, le=36_600, description="Longest range that one query may ask for.", extra={"unit": "days"})
     ] = 366
+    max_rows: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000_000,
+            description="Most rows that one answer may hold; a question that has more is refused and told so. "
+            "/api/export is not bound by it.",
+            extra={"unit": "rows"},
+        ),
+    ] = 100_000
     stale_after_seconds: Annotated[
         float,
         Meta(

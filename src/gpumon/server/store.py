@@ -1,8 +1,17 @@
-"""The store: a DuckDB database of what the CSV files say. Derived, disposable, the only importer of duckdb.
+"""The store: a DuckDB database of what the CSV files say and is not sealed, and of all rollups. Derived, disposable.
 
-The `tables` hold every row with the name of its file, `live.latest` (in memory) the newest sample of each GPU.
-What gets in, and when, is `catchup`'s business; here the database is opened, queried, and made anew when it
-can't be opened or is of another version.
+    hot_samples, hot_pod_usage   rows of days that are not sealed, and late ones of sealed days, with their file
+    pod_labels                   all labels
+    files                        how much of which CSV file is in, hot or sealed
+    sealed                       the days whose rows are in Parquet files; see `shelf`
+    readings, levels             rollups of the old program's questions; see `readings`
+    fine_cells, hour_cells, rolled, to_roll   rollups of the accounts, which buckets they are valid for, and which
+                                 hours have some to make; see `rolling`
+    live.latest                  (in memory) the newest sample of each GPU
+
+What gets in, and when, is `catchup`'s business, and `shelf`'s; here the database is opened, queried, and made anew
+when it can't be opened or is of another version. Since the hot rows and the list of what is sealed change in one
+transaction, and a query reads both in one snapshot, no row is seen twice or not at all while its day is sealed.
 """
 
 from __future__ import annotations
@@ -10,56 +19,63 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import duckdb
+from typing import Any, Final
 
 from gpumon.errors import QueryError, StorageError
+from gpumon.server import readings
+from gpumon.server.database import Database, DatabaseError, Parameters, Reading, Rows, UnreadableFile
 from gpumon.server.disk import cannot_write, try_to_write
 from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query, newest_of
-from gpumon.server.tables import TABLES
+from gpumon.server.relations import SealedRaw, Window, hot, quoted, views
+from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
 
+_FORM: Final = "2"
 
-class DatabaseError(StorageError):
-    """DuckDB refused a statement. `fatal` when it gave the whole database up, `about_input` when what it was to
-    read is at fault, not the disk."""
-
-    def __init__(self, error: duckdb.Error) -> None:
-        super().__init__(str(error))
-        self.fatal = isinstance(error, duckdb.FatalException)
-        self.about_input = isinstance(
-            error,
-            duckdb.BinderException
-            | duckdb.ConversionException
-            | duckdb.InvalidInputException
-            | duckdb.ParserException,
-        )
+_OWN_TABLES: Final = {
+    "files": "name VARCHAR, size BIGINT, mtime_ns BIGINT, lines BIGINT, sealed BOOLEAN",
+    "sealed": "day DATE, folder VARCHAR, has_rows BOOLEAN, cells VARCHAR, first_at TIMESTAMP, last_at TIMESTAMP, "
+    "longest DOUBLE, unstated BOOLEAN",
+    "readings": f"{readings.CREATE}, file VARCHAR",
+    "levels": f"{readings.LEVELS_CREATE}, day DATE",
+    "rolled": "bucket TIMESTAMP, level VARCHAR, origin VARCHAR",
+    "to_roll": "hour TIMESTAMP",
+}
 
 
 class Store:
-    """One DuckDB database. `select` from any thread; all else from one at a time."""
+    """One DuckDB database. `select` and `reading` from any thread; all else from one at a time."""
 
     def __init__(
         self,
         folder: Path,
         *,
+        cell_columns: str,
         zone_key: str = "UTC",
         memory_mb: int = 256,
         threads: int = 2,
         query_timeout_seconds: float = 30.0,
+        max_rows: int = 100_000,
     ) -> None:
+        self._tables = {hot(table): table.create.strip("()") for table in TABLES} | _OWN_TABLES
+        self._tables |= {name: f"{cell_columns}, origin VARCHAR" for name in ("fine_cells", "hour_cells")}
         # Instants of rows that give only local time hold for one zone.
-        self._version = " ".join(["1", zone_key, *(f"{table.name} {table.create}" for table in TABLES)])
+        self._version = " ".join([_FORM, zone_key, *(f"{name} {form}" for name, form in self._tables.items())])
         self._state = folder / ".gpumon"
         self._path = self._state / "store.duckdb"
         self._memory_mb = memory_mb
         self._threads = threads
         self._query_timeout = query_timeout_seconds
-        self._database: duckdb.DuckDBPyConnection | None = None
+        self._max_rows = max_rows
+        self._database: Database | None = None
+        self._readers: set[object] = set()
+        self._left = threading.Condition()
+        self.suspect = threading.Event()
+        """Set when a query failed on a file that it was to read."""
 
     def open(self) -> None:
         """Opens the database, or makes it anew; its lock keeps a second server away from the folder. Raises
@@ -71,18 +87,16 @@ class Store:
             raise StorageError(cannot_write(error, self._state.parent)) from error
         try:
             self._database = self._connect()
-        except duckdb.IOException as error:
-            if "lock" in str(error).lower():
+        except DatabaseError as error:
+            if error.locked:
                 raise StorageError(
                     "another gpumon server uses the data folder; stop it, "
                     "or set another [STORAGE] output_directory"
                 ) from error
             self._database = self._remake(error)
-        except duckdb.Error as error:
-            self._database = self._remake(error)
         try:
             self.execute("ATTACH ':memory:' AS live")
-            self.remember_latest()
+            self.execute(f"CREATE TABLE live.latest AS SELECT {SAMPLE_COLUMNS} FROM hot_samples LIMIT 0")
         except DatabaseError:
             self.close()
             raise
@@ -98,55 +112,63 @@ class Store:
             self._database.close()
             self._database = None
 
-    def select(self, query: Query) -> list[tuple[Any, ...]]:
-        """Runs a query on a cursor of its own. Raises QueryError when it takes longer than allowed."""
+    def select(self, query: Query) -> Rows:
+        """Runs a query on a snapshot of its own. Raises QueryError when it takes longer than allowed."""
+        with self.reading(query.windows) as reading:
+            return reading.select(query.sql, query.parameters)
+
+    @contextlib.contextmanager
+    def reading(self, windows: Sequence[Window] = (), *, bounded: bool = False) -> Iterator[Reading]:
+        """A snapshot of everything, for several statements; `bounded`, none of which gives more than `max_rows`. The relations `samples` and `pod_usage` are there
+        where windows are given (naive UTC), with the rows within them at least. Raises QueryError."""
         database = self._database
         if database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
-        with database.cursor() as cursor:
-            alarm = threading.Timer(self._query_timeout, cursor.interrupt)
-            alarm.daemon = True
-            alarm.start()
-            try:
-                return cursor.execute(query.sql, query.parameters).fetchall()
-            except duckdb.InterruptException as error:
-                raise QueryError(
-                    f"the query took longer than {self._query_timeout:g} s ([PERFORMANCE] query_timeout_seconds); "
-                    "ask for a shorter range",
-                    status=503,
-                ) from error
-            except duckdb.OutOfMemoryException as error:
-                raise QueryError(
-                    "the query needs more memory than [PERFORMANCE] query_memory_mb; ask for a shorter range, or "
-                    "raise it",
-                    status=503,
-                ) from error
-            except duckdb.Error as error:
-                log.warning("query_failed error=%s", error)
-                raise QueryError("the query could not be answered now; try again", status=503) from error
-            finally:
-                alarm.cancel()
+        reader = object()
+        with self._left:
+            self._readers.add(reader)
+        try:
+            with database.reading(self._query_timeout, self._max_rows if bounded else None) as reading:
+                if windows:
+                    self.look_at(reading, windows)
+                yield reading
+        except UnreadableFile:
+            self.suspect.set()
+            raise
+        finally:
+            with self._left:
+                self._readers.discard(reader)
+                self._left.notify_all()
 
-    def execute(self, sql: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+    def look_at(self, reading: Reading, windows: Sequence[Window]) -> None:
+        """Makes the relations `samples` and `pod_usage` of a reading, for these windows."""
+        for statement in views(_sealed(reading.select(_RAW)), windows):
+            reading.select(statement)
+
+    def wait_for_readers(self, timeout_seconds: float) -> bool:
+        """Waits until the readings that are under way now have ended; whether they have. What was sealed, and is
+        no longer, may be deleted then."""
+        with self._left:
+            there = set(self._readers)
+            return self._left.wait_for(lambda: not there & self._readers, timeout_seconds)
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> Rows:
         """Runs a statement on the writing connection; gives its rows. Raises DatabaseError."""
         if self._database is None:
-            raise DatabaseError(duckdb.ConnectionException("the database is closed"))
-        try:
-            return self._database.execute(sql, parameters or []).fetchall()
-        except duckdb.Error as error:
-            raise DatabaseError(error) from error
+            raise DatabaseError.closed()
+        return self._database.execute(sql, parameters)
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All statements inside, or none."""
-        self.execute("BEGIN")
-        try:
-            yield
-            self.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(DatabaseError):
-                self.execute("ROLLBACK")
-            raise
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        """All statements inside, or none. Raises DatabaseError."""
+        if self._database is None:
+            raise DatabaseError.closed()
+        return self._database.transaction()
+
+    def look(self, windows: Sequence[Window], without: Path | None = None) -> None:
+        """Makes the relations `samples` and `pod_usage` of the writing connection, without those that are sealed in
+        a folder. Raises DatabaseError."""
+        for statement in views([raw for raw in _sealed(self.execute(_RAW)) if raw.folder != without], windows):
+            self.execute(statement)
 
     def note_latest(self, arrived: str) -> None:
         """Takes the newest rows of a table into `live.latest`; of two of the same instant the later."""
@@ -160,40 +182,50 @@ class Store:
             ANTI JOIN live.latest USING ({LATEST_KEY})""")
 
     def remember_latest(self) -> None:
-        """Makes `live.latest` anew from all rows."""
-        self.execute(f"CREATE OR REPLACE TABLE live.latest AS {newest_of('samples')}")
+        """Makes `live.latest` anew from all rows: the newest of each sealed day, then the hot ones, which came
+        later."""
+        self.execute("DELETE FROM live.latest")
+        for raw in sorted(_sealed(self.execute(_RAW)), key=lambda raw: raw.folder.parent.name):
+            file = quoted(str(raw.folder / "latest.parquet"))
+            self.execute(
+                f"CREATE OR REPLACE TEMP TABLE remembered AS SELECT {SAMPLE_COLUMNS} FROM read_parquet({file})"
+            )
+            self.note_latest("remembered")
+        self.note_latest(hot(SAMPLES))
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        database = duckdb.connect(
-            str(self._path),
-            config={
-                "memory_limit": f"{self._memory_mb}MB",
-                "threads": str(self._threads),
-                "temp_directory": str(self._state / "tmp"),
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-            },
+    def _connect(self) -> Database:
+        database = Database.open(
+            self._path, memory_mb=self._memory_mb, threads=self._threads, temp_folder=self._state / "tmp"
         )
         try:
             database.execute("CREATE TABLE IF NOT EXISTS version (text VARCHAR)")
-            found = database.execute("SELECT text FROM version").fetchone()
-            if found is None or found[0] != self._version:
-                for table in TABLES:
-                    database.execute(f"CREATE OR REPLACE TABLE {table.name} {table.create}")
-                database.execute("CREATE OR REPLACE TABLE files (name VARCHAR, size BIGINT, mtime_ns BIGINT)")
-                database.execute("CREATE OR REPLACE TABLE version AS SELECT ? AS text", [self._version])
-        except duckdb.Error:
+            found = database.execute("SELECT text FROM version")
+            if not found or found[0][0] != self._version:
+                for (name,) in database.execute("SELECT table_name FROM duckdb_tables() WHERE NOT temporary"):
+                    database.execute(f'DROP TABLE "{name}"')
+                for name, form in self._tables.items():
+                    database.execute(f"CREATE TABLE {name} ({form})")
+                database.execute("CREATE TABLE version AS SELECT ? AS text", [self._version])
+        except DatabaseError:
             database.close()
             raise
         return database
 
-    def _remake(self, error: duckdb.Error) -> duckdb.DuckDBPyConnection:
+    def _remake(self, error: DatabaseError) -> Database:
         log.warning("store_made_anew reason=%s", error)
         try:
             for old in (self._path, self._path.with_name(self._path.name + ".wal")):
                 old.unlink(missing_ok=True)
             return self._connect()
-        except (duckdb.Error, OSError) as again:
+        except (DatabaseError, OSError) as again:
             # Without the path, as this goes out over HTTP.
             said = str(again).replace(str(self._path), self._path.name)
             raise StorageError(f"can't make the database below .gpumon in the data folder: {said}") from again
+
+
+_RAW: Final = "SELECT folder, first_at, last_at FROM sealed WHERE has_rows ORDER BY day"
+
+
+def _sealed(rows: Sequence[tuple[Any, ...]]) -> list[SealedRaw]:
+    """Of a day without a row, first and last are NULL: no window touches it."""
+    return [SealedRaw(Path(folder), first or datetime.max, last or datetime.min) for folder, first, last in rows]

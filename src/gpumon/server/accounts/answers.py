@@ -7,7 +7,8 @@ is null or no data, never 0.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,11 +18,12 @@ from gpumon.clock import Now, to_wire
 from gpumon.errors import QueryError
 from gpumon.server import queries
 from gpumon.server.accounts import current, idle, ledger, series, usage
+from gpumon.server.accounts.desk import Desk, Reading, Rows
+from gpumon.server.accounts.gathering import Gathered, gather
 from gpumon.server.accounts.groups import grouping
 from gpumon.server.accounts.prices import Price
 from gpumon.server.accounts.ranges import Span, duration, span_of
-from gpumon.server.accounts.slices import KNOWN_FOR, utc
-from gpumon.server.store import Store
+from gpumon.server.accounts.slices import KNOWN_FOR, utc, windows_of
 from gpumon.server.tables import POD_USAGE, SAMPLES, Table
 
 Answer = dict[str, Any]
@@ -39,11 +41,11 @@ class RangeWords:
 
 
 class Answers:
-    """Answers by the store, the server's zone, limits and prices."""
+    """Answers by the store (a desk), the server's zone, limits and prices."""
 
     def __init__(
         self,
-        store: Store,
+        desk: Desk,
         refresh: Callable[[], None],
         zone: ZoneInfo,
         now: Now,
@@ -53,7 +55,7 @@ class Answers:
         prices: tuple[Price, ...],
         currency: str | None,
     ) -> None:
-        self._store = store
+        self._desk = desk
         self._refresh = refresh
         self._zone = zone
         self._now = now
@@ -66,33 +68,45 @@ class Answers:
     def ledger(self, words: RangeWords, group_by: str) -> Answer:
         """The wall time of the GPUs, divided into its parts, whole and by group."""
         span, by = self._span(words), grouping(group_by)
-        self._refresh()
-        rows = self._one_at_a_time(ledger.select_ledger(span, by, self._stale_after))
+        with self._gathering(span, ledger.KINDS) as (reading, gathered):
+            rows = _select(reading, ledger.select_ledger(gathered, by))
         return _about(span, group_by) | ledger.ledger_of(rows, span, by)
 
     def usage(self, words: RangeWords, group_by: str, limit: int) -> Answer:
         """GPU-hours, energy, memory and cost, whole and by group."""
         span, by = self._span(words), grouping(group_by)
-        self._refresh()
-        rows = self._one_at_a_time(usage.select_usage(span, by, self._prices, self._stale_after))
-        notes = [note for (note,) in self._store.select(usage.select_notes(span))]
+        with self._gathering(span, usage.KINDS) as (reading, gathered):
+            rows = _select(reading, usage.select_usage(gathered, by, self._prices))
+            notes = [note for (note,) in _select(reading, usage.select_notes(gathered))]
         return _about(span, group_by) | usage.usage_of(rows, notes, span, by, self._currency, limit)
 
     def idle(self, words: RangeWords, threshold: float, at_least: str, namespace: str | None) -> Answer:
         """Who holds GPUs now and has not used them for at least so long, looking back over the range."""
         span, shortest = self._span(words), duration("at_least", at_least)
-        self._refresh()
-        query = idle.select_idle(span, self._now(), threshold, namespace, self._prices, self._stale_after)
-        return {"range": _range(span)} | idle.idle_of(self._one_at_a_time(query), span, shortest, self._currency)
+        with self._gathering(span, idle.KINDS) as (reading, gathered):
+            rows = idle.ask(
+                reading,
+                gathered,
+                now=self._now(),
+                threshold=threshold,
+                at_least=shortest,
+                namespace=namespace,
+                prices=self._prices,
+                stale_after=self._stale_after,
+            )
+        return {"range": _range(span)} | idle.idle_of(rows, span, shortest, self._currency)
 
     def series(self, words: RangeWords, wanted: series.Wanted, step: str | None) -> Answer:
         """One metric over time."""
         span = self._span(words)
         length = series.step_of(step, span)
         edges = series.edges_of(span, length, self._zone)
-        query = series.select_series(wanted, span, edges, self._stale_after)
-        self._refresh()
-        return {"range": _range(span)} | series.series_of(self._one_at_a_time(query), wanted, edges, length)
+        with self._reading() as reading:
+            known = reading.coverage(utc(span.start), utc(span.end))
+            windows = windows_of([(utc(span.start), utc(span.end))], known.reach)
+            reading.rows_of(windows)
+            rows = _select(reading, series.select_series(wanted, span, edges, windows, self._stale_after))
+        return {"range": _range(span)} | series.series_of(rows, wanted, edges, length)
 
     def gpus(self, node: str | None) -> list[Answer]:
         """Each GPU as it is now."""
@@ -112,20 +126,28 @@ class Answers:
         """Each node with GPUs as it is now."""
         return current.nodes(self.gpus(node), self._labels())
 
-    def _one_at_a_time(self, query: queries.Query) -> list[tuple[Any, ...]]:
+    @contextmanager
+    def _reading(self) -> Iterator[Reading]:
         """Questions about a range take memory for it: together they would find none where each alone does."""
+        self._refresh()
         if not self._heavy.acquire(timeout=WAIT_SECONDS):
             raise QueryError("other questions about ranges are being answered; try again in a moment", status=503)
         try:
-            return self._store.select(query)
+            with self._desk.reading() as reading:
+                yield reading
         finally:
             self._heavy.release()
 
+    @contextmanager
+    def _gathering(self, span: Span, kinds: frozenset[str]) -> Iterator[tuple[Reading, Gathered]]:
+        with self._reading() as reading:
+            yield reading, gather(reading, span, self._stale_after, kinds)
+
     def _labels(self) -> dict[tuple[Any, ...], dict[str, str | None]]:
-        return current.labels_by_owner(self._store.select(current.select_labels(self._now())))
+        return current.labels_by_owner(self._desk.select(current.select_labels(self._now())))
 
     def _named(self, table: Table, query: queries.Query) -> list[Answer]:
-        return [dict(zip(table.columns, row, strict=True)) for row in self._store.select(query)]
+        return [dict(zip(table.columns, row, strict=True)) for row in self._desk.select(query)]
 
     def _span(self, words: RangeWords) -> Span:
         return span_of(
@@ -136,6 +158,11 @@ class Answers:
             zone=self._zone,
             max_days=self._max_range_days,
         )
+
+
+def _select(reading: Reading, query: queries.Query) -> Rows:
+    parameters: dict[str, Any] = dict(query.parameters)
+    return reading.select(query.sql, parameters)
 
 
 def _about(span: Span, group_by: str) -> Answer:

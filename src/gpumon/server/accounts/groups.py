@@ -1,44 +1,44 @@
 """By what answers are grouped: pods and what they belong to, GPUs and where they stand; pure.
 
-`cells` are the accounts summed up by claimant and place, the finest that any grouping needs; the groupings that
-are asked for are columns of `cells`, so that whatever the grouping, the sums add up to the same.
+`summed` are the cells of a range added up by claim and place, the finest that any grouping needs; the groupings that
+are asked for are columns of `grouped`, so that whatever the grouping, the sums add up to the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gpumon.errors import QueryError
-from gpumon.server.accounts.slices import LABEL_VALUE
+from gpumon.server.accounts.cells import CLAIM, LEVELS
+from gpumon.server.accounts.slices import GPU_KEY, LABEL_VALUE, PLACE
 
 _DIMENSIONS: Final[dict[str, dict[str, str]]] = {
-    "pod": {"namespace": "claimants.namespace", "pod": "claimants.pod"},
+    "pod": {"namespace": "summed.namespace", "pod": "summed.pod"},
     "container": {
-        "namespace": "claimants.namespace",
-        "pod": "claimants.pod",
-        "container": "claimants.container",
+        "namespace": "summed.namespace",
+        "pod": "summed.pod",
+        "container": "summed.container",
     },
     "owner": {
-        "namespace": "claimants.namespace",
-        "owner_kind": "claimants.owner_kind",
-        "owner_name": "claimants.owner_name",
+        "namespace": "summed.namespace",
+        "owner_kind": "summed.owner_kind",
+        "owner_name": "summed.owner_name",
     },
-    "namespace": {"namespace": "claimants.namespace"},
-    "node": {"node": "places.node"},
+    "namespace": {"namespace": "summed.namespace"},
+    "node": {"node": "summed.node"},
     "gpu": {
         "gpu_uuid": "newest.gpu_uuid",
         "client_name": "newest.client_name",
         "gpu_id": "newest.gpu_id",
         "gpu_name": "newest.gpu_name",
     },
-    "model": {"gpu_name": "places.gpu_name"},
+    "model": {"gpu_name": "summed.gpu_name"},
 }
 """Grouping → name in the answer → column. A GPU is called what it was called last."""
 
 _LABEL: Final = "label:"
-_DEVICE_WIDE: Final = frozenset({"node", "gpu", "model"})
 GROUPINGS: Final = (*_DIMENSIONS, "label:<key>")
 MOST_GROUPINGS: Final = 8
 
@@ -46,24 +46,29 @@ MOST_GROUPINGS: Final = 8
 @dataclass(frozen=True, slots=True)
 class Grouping:
     """`keys` are the names in the answer, `columns` their SQL, in the same order. `by_claimant`: the groups tell
-    users apart, so that what is nobody's is a group of its own."""
+    users apart, so that what is nobody's is a group of its own. `level` is the coarsest of LEVELS that says which
+    group a user is of, 0 where it is the GPU: the peak of a group is the highest of what is together at this level,
+    on one GPU. `needs` are the columns of claims that it takes."""
 
     keys: tuple[str, ...]
     columns: tuple[str, ...]
     by_claimant: bool
+    level: int
+    needs: tuple[str, ...]
     joins: str
     parameters: dict[str, Any]
 
     @property
     def names(self) -> str:
-        """The groups' columns in `cells`, for GROUP BY: who is one of them."""
-        return ", ".join([*(f"key_{number}" for number in range(len(self.keys))), "who"])
+        """The groups' columns in `grouped`, for GROUP BY: who is one of them."""
+        return ", ".join([*(f"key_{number}" for number in range(len(self.keys))), "group_who"])
 
     @property
     def selected(self) -> str:
-        """The columns of `cells` that make the groups."""
+        """The columns of `grouped` that make the groups."""
         columns = [f"{column} AS key_{number}" for number, column in enumerate(self.columns)]
-        return ", ".join([*columns, f"{'claimants.who' if self.by_claimant else 'CAST(NULL AS VARCHAR)'} AS who"])
+        who = "summed.who" if self.by_claimant else "CAST(NULL AS VARCHAR)"
+        return ", ".join([*columns, f"{who} AS group_who"])
 
 
 def grouping(text: str) -> Grouping:
@@ -85,27 +90,57 @@ def grouping(text: str) -> Grouping:
             keys |= _DIMENSIONS[name]
         else:
             raise QueryError(f"group_by = {name[:80]!r} is no grouping; take one of {', '.join(GROUPINGS)}")
-    by_claimant = any(name not in _DEVICE_WIDE for name in wanted)
-    return Grouping(tuple(keys), tuple(keys.values()), by_claimant, " ".join(joins), parameters)
+    columns = tuple(keys.values())
+    claim = [
+        "who",
+        *(name for name in CLAIM if f"summed.{name}" in columns),
+        *(["namespace", "pod"] if joins else ()),
+    ]
+    levels = [LEVELS["pod"]] if joins else []
+    levels += [LEVELS[name] for name in wanted if name in LEVELS]
+    return Grouping(
+        tuple(keys),
+        columns,
+        by_claimant=bool(levels),
+        level=max(levels, default=0),
+        needs=tuple(dict.fromkeys(claim)),
+        joins=" ".join(joins),
+        parameters=parameters,
+    )
 
 
-def cells(by: Grouping, sums: Iterable[str]) -> str:
-    """The relation `cells`: the sums of `accounts` by claimant and place, with the groups' columns."""
+def grouped(by: Grouping, sums: Mapping[str, str], *, names: Iterable[str] = (), peaks: bool = False) -> str:
+    """The relations `summed`, sums of the range's `cells` by claim and place, with the time of which there is no
+    sample; and `grouped`, these with the groups' columns, and further ones of the claims. With `peaks`, rows of those
+    who are together at the grouping's level are among them. Needs `fleet`."""
+    claim = dict.fromkeys([*by.needs, *names])
+    together = f"kind = 'joint' AND level = {by.level}" if by.level else "kind = 'whole'"
     return f"""
-    summed AS MATERIALIZED (SELECT claimant, place, {", ".join(sums)} FROM accounts GROUP BY claimant, place),
-    cells AS MATERIALIZED (
-        SELECT summed.*, places.gpu, places.gpu_name, places.client_name, claimants.method,
-               claimants.namespace, claimants.pod, {by.selected}
-        FROM summed JOIN places USING (place) JOIN claimants USING (claimant)
-        JOIN places AS newest ON newest.gpu = places.gpu AND newest.is_newest {by.joins}
+    summed AS (
+        SELECT {", ".join(f"any_value({name}) AS {name}" for name in (*PLACE, *claim))},
+               {", ".join(f"{sql} AS {name}" for name, sql in sums.items())}, CAST(NULL AS DOUBLE) AS not_sampled
+        FROM cells WHERE bucket >= $start AND (kind = 'claim' {f"OR {together}" if peaks else ""})
+        GROUP BY subject, kind
+        UNION ALL BY NAME
+        SELECT {", ".join(PLACE)}, 'nobody' AS who, greatest(0, $wall - covered) AS not_sampled FROM fleet
+    ),
+    grouped AS MATERIALIZED (
+        SELECT summed.*, newest.gpu_key, newest.covered, {by.selected}
+        FROM (SELECT *, {GPU_KEY} AS gpu_key FROM summed) AS summed
+        JOIN fleet AS newest USING (gpu_key) {by.joins}
     )"""
+
+
+def alone(by: Grouping) -> str:
+    """SQL for whether the peaks of a row of `cells` count at the grouping's level, in `grouped` with peaks."""
+    return f"kind = 'joint' OR level < {by.level}" if by.level else "kind = 'whole'"
 
 
 def _join_label(number: int) -> str:
     """What a pod's label was at the range's end."""
     return f"""
         LEFT JOIN (SELECT namespace, pod, {LABEL_VALUE} AS value FROM pod_labels
-                   WHERE label = $group_label_{number} AND pod IS NOT NULL AND sampled_at <= $reach_end
+                   WHERE label = $group_label_{number} AND pod IS NOT NULL AND sampled_at <= $labels_end
                    GROUP BY namespace, pod) AS label_{number}
-          ON label_{number}.namespace IS NOT DISTINCT FROM claimants.namespace
-         AND label_{number}.pod = claimants.pod"""
+          ON label_{number}.namespace IS NOT DISTINCT FROM summed.namespace
+         AND label_{number}.pod = summed.pod"""

@@ -1,100 +1,184 @@
-"""Who holds a GPU now and does not use it, since when, with the evidence; pure. SQL, and the answer of its rows.
+"""Who holds a GPU now and does not use it, since when, with the evidence.
 
 A holder is idle since its last sample with more use than the threshold, counted over samples whose activity could
 be measured: seconds without a sample, or with one that tells nothing, are neither idle nor busy, and lower
-`coverage`.
+`coverage`. What it is called, and has, is what its last sample says.
+
+Cells tell in which bucket that last use was, and what came after it; raw rows of that bucket tell when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gpumon.clock import to_wire
-from gpumon.server.accounts import slices
+from gpumon.server.accounts import rolling, slices
+from gpumon.server.accounts.cells import HOLDER
+from gpumon.server.accounts.desk import Reading, Rows
+from gpumon.server.accounts.gathering import Gathered
 from gpumon.server.accounts.ledger import coverage
 from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
 from gpumon.server.accounts.ranges import Span
-from gpumon.server.queries import Query
+from gpumon.server.accounts.slices import GPU_KEY
 
-_HOLDER: Final = ("mig_uuid", "namespace", "pod", "container")
+KINDS: Final = frozenset({"holder", "place"})
+"""Of cells, what is needed."""
+
 _WHERE: Final = ("gpu_uuid", "client_name", "gpu_id", "gpu_name", "node")
-_WHOSE: Final = (*_HOLDER, "pod_uid", "owner_kind", "owner_name")
+_WHOSE: Final = (*HOLDER, "pod_uid", "owner_kind", "owner_name")
 _FIGURES: Final = (
     "price", "gpu_share", "busy_at", "first_begin", "idle_seconds", "unmeasured_seconds", "wasted", "samples",
     "unmeasured_samples", "utilization_max", "utilization_mean", "memory_used", "process_count", "energy_mj",
     "method",
 )  # fmt: skip
+_NEWEST: Final = {
+    name: name for name in ("pod_uid", "owner_kind", "owner_name", "memory_used", "process_count", "method")
+} | {"gpu_share": "share"}
+_TOLERANCE: Final = 1e-3
+"""Seconds. Who is just not idle for long enough is sorted out at the end, by what raw rows say."""
 
 
-def select_idle(
-    span: Span,
+_SAME: Final = " AND ".join(f"told.{name} IS NOT DISTINCT FROM holders.{name}" for name in ("gpu_key", *HOLDER))
+
+_HOLDERS: Final = f"""
+    CREATE OR REPLACE TEMP TABLE cell_holders AS
+    SELECT row_number() OVER () AS holder, *
+    FROM (SELECT DISTINCT coalesce(latest.gpu_uuid, client_name || '/' || gpu_id) AS gpu_key,
+                 {", ".join(f"pod_usage.{name}" for name in HOLDER)}
+          FROM live.latest JOIN pod_usage USING (client_name, gpu_id, sampled_at)
+          WHERE latest.sampled_at >= $fresh AND pod_usage.sampled_at >= $fresh AND pod_usage.held
+            AND ($namespace IS NULL OR pod_usage.namespace = $namespace))"""
+"""Who holds what in the newest samples of GPUs that are not stale now."""
+
+_SUMS: Final = {
+    "measured": "sum(measured)",
+    "unmeasured": "sum(unmeasured)",
+    "wasted": "sum(share * measured)",
+    "weighed": "sum(weighed)",
+    "utilization_max": "max(utilization_max)",
+    "samples": "sum(samples)",
+    "unmeasured_samples": "sum(unmeasured_samples)",
+    "energy": "sum(energy)",
+}
+
+
+def _evidence(gathered: Gathered) -> str:
+    """SQL for each holder's bucket of last use, and sums of the buckets after it; of those only who may have been
+    idle for long enough."""
+    after = "busy_bucket IS NULL OR bucket > busy_bucket"
+    return f"""
+        CREATE OR REPLACE TEMP TABLE cell_evidence AS
+        WITH {gathered.relations},
+        history AS MATERIALIZED (
+            SELECT holders.holder, told.*
+            FROM (SELECT *, {GPU_KEY} AS gpu_key FROM cells WHERE kind = 'holder' AND bucket >= $start) AS told
+            JOIN cell_holders AS holders ON {_SAME}
+        ),
+        busy AS (
+            SELECT holder, max(bucket) FILTER (utilization_max > $threshold * share) AS busy_bucket,
+                   max(bucket) AS last_bucket, min(begins) AS first_begin
+            FROM history GROUP BY holder
+        )
+        SELECT holders.*, busy_bucket, last_bucket, first_begin, sums.* EXCLUDE (holder)
+        FROM (SELECT holder, {", ".join(f"{sql} FILTER ({after}) AS {name}" for name, sql in _SUMS.items())}
+              FROM history JOIN busy USING (holder) WHERE busy_bucket IS NULL OR bucket >= busy_bucket
+              GROUP BY holder
+              HAVING sum(coalesce(measured, 0) + coalesce(unmeasured, 0)) >= $at_least) AS sums
+        JOIN busy USING (holder) JOIN cell_holders AS holders USING (holder)"""
+
+
+def _figures(gathered: Gathered, price: str) -> str:
+    """SQL for a row for each holder of the evidence, from when its last use is looked up in the raw rows."""
+    return f"""
+        WITH {gathered.relations}, {NODE_LABELS},
+        readings AS MATERIALIZED (
+            SELECT holder, own, ends, seconds, told.*, energy_mj * portion AS energy,
+                   make_timestamp(lower) IS NOT DISTINCT FROM busy_bucket AS at_use,
+                   make_timestamp(lower) = last_bucket AS at_last
+            FROM ({rolling.HOLDINGS}) AS told JOIN cell_evidence AS holders ON {_SAME}
+            JOIN cell_spans USING (sample)
+        ),
+        since AS (
+            SELECT holder, make_timestamp(max(ends) FILTER (at_use AND utilization > $threshold * share)) AS busy_at
+            FROM readings GROUP BY holder
+        ),
+        after AS (SELECT * FROM readings JOIN since USING (holder) WHERE busy_at IS NULL OR ends > epoch_us(busy_at)),
+        parts AS (
+            SELECT holder, {", ".join(_SUMS)} FROM cell_evidence
+            UNION ALL BY NAME
+            SELECT holder, seconds AS measured, share * seconds AS wasted, utilization * seconds AS weighed,
+                   utilization AS utilization_max, energy
+            FROM after WHERE at_use AND utilization IS NOT NULL
+            UNION ALL BY NAME
+            SELECT holder, seconds AS unmeasured FROM after WHERE at_use AND utilization IS NULL
+            UNION ALL BY NAME
+            SELECT holder, CAST(utilization IS NOT NULL AS BIGINT) AS samples,
+                   CAST(utilization IS NULL AS BIGINT) AS unmeasured_samples
+            FROM after WHERE (at_use AND own) OR (at_last AND NOT own)
+        ),
+        sums AS (
+            SELECT holder, sum(measured) AS idle_seconds, sum(unmeasured) AS unmeasured_seconds,
+                   sum(wasted) AS wasted, coalesce(sum(samples), 0) AS samples,
+                   coalesce(sum(unmeasured_samples), 0) AS unmeasured_samples,
+                   max(utilization_max) AS utilization_max, sum(weighed) / sum(measured) AS utilization_mean,
+                   sum(energy) AS energy_mj
+            FROM parts GROUP BY holder
+        ),
+        newest AS (
+            SELECT holder, {", ".join(f"arg_max_null({sql}, ends) AS {name}" for name, sql in _NEWEST.items())}
+            FROM after WHERE at_last GROUP BY holder
+        )
+        SELECT {", ".join(f"fleet.{name}" for name in _WHERE)}, {", ".join(_WHOSE)}, {price} AS price,
+               {", ".join(_FIGURES[1:])}
+        FROM (SELECT holder, gpu_key, first_begin, {", ".join(HOLDER)} FROM cell_evidence)
+        JOIN since USING (holder) JOIN sums USING (holder) JOIN newest USING (holder)
+        JOIN (SELECT {", ".join(_WHERE)}, gpu_key FROM fleet) AS fleet USING (gpu_key)
+        ORDER BY wasted DESC NULLS LAST, gpu_key, {", ".join(HOLDER)}"""
+
+
+def ask(
+    reading: Reading,
+    gathered: Gathered,
+    *,
     now: datetime,
     threshold: float,
+    at_least: timedelta,
     namespace: str | None,
     prices: tuple[Price, ...],
     stale_after: timedelta,
-) -> Query:
+) -> Rows:
     """A row for each container that holds a GPU, or a MIG instance, in the newest sample of a GPU that is not
-    stale now."""
+    stale now, and has not used it for `at_least`; maybe for others, too."""
     price, price_parameters = price_case(prices)
-    same = " AND ".join(f"told.{name} IS NOT DISTINCT FROM holders.{name}" for name in _HOLDER)
-    sql = f"""
-        WITH {slices.PLACES}, {slices.SLICES}, {NODE_LABELS},
-        holders AS MATERIALIZED (
-            SELECT row_number() OVER () AS holder, *
-            FROM (SELECT DISTINCT gpu, {", ".join(f"pod_usage.{name}" for name in _HOLDER)}
-                  FROM live.latest JOIN pod_usage USING (client_name, gpu_id, sampled_at)
-                  JOIN gpus ON gpus.client_name = latest.client_name AND gpus.gpu_id = latest.gpu_id
-                           AND gpus.gpu_uuid IS NOT DISTINCT FROM latest.gpu_uuid
-                  WHERE latest.sampled_at >= $fresh AND pod_usage.held
-                    AND ($namespace IS NULL OR pod_usage.namespace = $namespace))
-        ),
-        once AS (
-            SELECT sample, holder, max(told.rowid) AS use
-            {slices.uses("told")} JOIN holders ON holders.gpu = gpus.gpu AND {same}
-            WHERE held
-            GROUP BY sample, holder
-        ),
-        history AS MATERIALIZED (
-            SELECT holder, begins, ends, seconds, method, pod_usage.process_count, pod_usage.memory_used, pod_uid,
-                   owner_kind, owner_name, greatest(0, least(coalesce(gpu_share, 1), 1)) AS share,
-                   CASE WHEN readable THEN utilization END AS utilization, energy_mj * portion AS energy_mj
-            FROM once JOIN pod_usage ON pod_usage.rowid = once.use JOIN slices USING (sample)
-        ),
-        since AS (
-            SELECT holder, max(ends) FILTER (utilization > $threshold * share) AS busy_at,
-                   min(begins) AS first_begin
-            FROM history GROUP BY holder
-        ),
-        figures AS (
-            SELECT holder, busy_at, first_begin, arg_max(share, ends) AS gpu_share,
-                   arg_max(pod_uid, ends) AS pod_uid, arg_max(owner_kind, ends) AS owner_kind,
-                   arg_max(owner_name, ends) AS owner_name,
-                   sum(seconds) FILTER (utilization IS NOT NULL) AS idle_seconds,
-                   sum(seconds) FILTER (utilization IS NULL) AS unmeasured_seconds,
-                   sum(share * seconds) FILTER (utilization IS NOT NULL) AS wasted,
-                   count(*) FILTER (utilization IS NOT NULL) AS samples,
-                   count(*) FILTER (utilization IS NULL) AS unmeasured_samples,
-                   max(utilization) AS utilization_max,
-                   sum(utilization * seconds) / sum(seconds) FILTER (utilization IS NOT NULL) AS utilization_mean,
-                   arg_max(memory_used, ends) AS memory_used, arg_max(process_count, ends) AS process_count,
-                   sum(energy_mj) FILTER (utilization IS NOT NULL) AS energy_mj, arg_max(method, ends) AS method
-            FROM history JOIN since USING (holder) WHERE busy_at IS NULL OR ends > busy_at
-            GROUP BY holder, busy_at, first_begin
-        )
-        SELECT {", ".join(f"places.{name}" for name in _WHERE)}, {", ".join(_WHOSE)}, {price} AS price,
-               {", ".join(_FIGURES[1:])}
-        FROM figures JOIN holders USING (holder) JOIN places ON places.gpu = holders.gpu AND places.is_newest
-        ORDER BY wasted DESC NULLS LAST, places.gpu_key, {", ".join(_HOLDER)}"""
-    values = slices.parameters(span, stale_after) | price_parameters
+    values = gathered.parameters | price_parameters
     values |= {
         "fresh": slices.utc(now - stale_after),
         "namespace": namespace,
         "threshold": threshold,
+        "at_least": at_least.total_seconds() - _TOLERANCE,
     }
-    return slices.bound(sql, values)
+
+    def run(sql: str) -> Rows:
+        return reading.select(sql, slices.bound_values(sql, values))
+
+    reading.rows_of([(values["fresh"], datetime.max)])  # noqa: DTZ901 - naive UTC, as in the store
+    run(_HOLDERS)
+    run(_evidence(gathered))
+    wanted = run("SELECT DISTINCT unnest([busy_bucket, last_bucket]) FROM cell_evidence")
+    buckets = sorted(gathered.bucket_from(begin) for (begin,) in wanted if begin is not None)
+    if not buckets:
+        return []
+    reading.rows_of(slices.windows_of(buckets, gathered.reach))
+    rolling.prepare(
+        reading.select,
+        buckets,
+        gathered.reach,
+        stale_after,
+        of=f"{GPU_KEY} IN (SELECT gpu_key FROM cell_evidence)",
+    )
+    return run(_figures(gathered, price))
 
 
 def idle_of(
@@ -129,7 +213,7 @@ def _entry(of: dict[str, Any], span: Span) -> dict[str, Any]:
     return {
         **{name: of[name] for name in (*_WHERE, *_WHOSE)},
         "gpu_share": of["gpu_share"],
-        "since": to_wire(span.start + timedelta(seconds=begin)),
+        "since": to_wire(begin.replace(tzinfo=UTC)),
         "since_at_least": of["busy_at"] is None,
         "idle_seconds": idle_seconds,
         "gpu_hours_wasted": hours,
@@ -143,6 +227,6 @@ def _entry(of: dict[str, Any], span: Span) -> dict[str, Any]:
             "process_count": of["process_count"],
             "energy_wh": None if energy is None else energy / 3.6e6,
             "method": of["method"],
-            "coverage": coverage(idle_seconds, span.seconds - begin),
+            "coverage": coverage(idle_seconds, (span.end - begin.replace(tzinfo=UTC)).total_seconds()),
         },
     }

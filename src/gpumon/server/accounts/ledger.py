@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, Final
 
 from gpumon.server.accounts import slices
-from gpumon.server.accounts.claims import ACCOUNTS, PARTS, REASONS
-from gpumon.server.accounts.groups import Grouping, cells
+from gpumon.server.accounts.cells import CELL_PARTS, PARTS, REASONS
+from gpumon.server.accounts.gathering import Gathered
+from gpumon.server.accounts.groups import Grouping, grouped
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
+
+KINDS: Final = frozenset({"claim", "place"})
+"""Of cells, what is needed."""
 
 _OF_USERS: Final = ("active", "held_idle", "used_without_allocation")
 """By these the groups are ordered, the largest first."""
 
 
-def select_ledger(span: Span, by: Grouping, stale_after: timedelta) -> Query:
+def select_ledger(gathered: Gathered, by: Grouping) -> Query:
     """A row for each group: its keys, who, its GPUs, its seconds in each of PARTS; and one for all, marked by a
     last column that is 1."""
     sums = ", ".join(f"coalesce(sum({part}), 0)" for part in PARTS)
     used = " + ".join(f"coalesce(sum({part}), 0)" for part in _OF_USERS)
     sql = f"""
-        WITH {ACCOUNTS}, {cells(by, [f"sum({part}) AS {part}" for part in PARTS])}
-        SELECT {by.names}, count(DISTINCT gpu), {sums}, CAST(grouping(who) AS INTEGER) AS is_total
-        FROM cells GROUP BY GROUPING SETS (({by.names}), ())
+        WITH {gathered.relations}, {grouped(by, {part: f"sum({part})" for part in CELL_PARTS})}
+        SELECT {by.names}, count(DISTINCT gpu_key), {sums}, CAST(grouping(group_who) AS INTEGER) AS is_total
+        FROM grouped GROUP BY GROUPING SETS (({by.names}), ())
         ORDER BY is_total, {used} DESC, {by.names}"""
-    return slices.bound(sql, slices.parameters(span, stale_after) | by.parameters)
+    return slices.bound(sql, gathered.parameters | by.parameters)
 
 
 def ledger_of(rows: Sequence[tuple[Any, ...]], span: Span, by: Grouping) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from gpumon.server.accounts.slices import LABEL_VALUE
 NODE_LABELS: Final = f"""
     node_labels AS (
         SELECT client_name, label, {LABEL_VALUE} AS value FROM pod_labels
-        WHERE pod IS NULL AND sampled_at <= $reach_end GROUP BY client_name, label
+        WHERE pod IS NULL AND sampled_at <= $labels_end GROUP BY client_name, label
     )"""
 """The relation that `price_case` looks labels up in: what they were at the range's end."""
 

@@ -21,6 +21,7 @@ from gpumon.model.field import Field
 from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
 from gpumon.server.accounts import slices
+from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.ranges import Span, duration
 from gpumon.server.days import days_between, local_midnight
 from gpumon.server.queries import Query
@@ -108,8 +109,11 @@ def edges_of(span: Span, step: timedelta, zone: ZoneInfo) -> list[datetime]:
     return edges[bisect_right(edges, span.start) - 1 : bisect_left(edges, span.end) + 1]
 
 
-def select_series(wanted: Wanted, span: Span, edges: Sequence[datetime], stale_after: timedelta) -> Query:
-    """A row for each bucket that a reading touches: its number, the value, how many samples."""
+def select_series(
+    wanted: Wanted, span: Span, edges: Sequence[datetime], windows: Sequence[Run], stale_after: timedelta
+) -> Query:
+    """A row for each bucket that a reading touches: its number, the value, how many samples. Of raw rows, which
+    have to be there in the windows."""
     conditions, values = _conditions(wanted)
     value = {
         "mean": "sum(weighed) / sum(weight)",
@@ -117,8 +121,16 @@ def select_series(wanted: Wanted, span: Span, edges: Sequence[datetime], stale_a
         "max": "max(high)",
         "sum": "sum(weighed / weight)",
     }[wanted.aggregate]
+    told = "NULL AS value" if wanted.of_pods else f"{wanted.field().name} AS value"
     sql = f"""
-        WITH {slices.PLACES}, {slices.SLICES}, {_readings(wanted, conditions)},
+        WITH cell_ticks AS MATERIALIZED ({slices.ticks(windows, told)}),
+        cell_stands AS NOT MATERIALIZED ({slices.STANDS}),
+        cell_spans AS MATERIALIZED ({slices.SPANS}),
+        spans AS NOT MATERIALIZED (
+            SELECT cell_ticks.*, (begins - lower) / 1e6 AS begins, (ends - lower) / 1e6 AS ends
+            FROM cell_spans JOIN cell_ticks USING (sample)
+        ),
+        {_readings(wanted, conditions, windows)},
         buckets AS (
             SELECT unnest(range(len($edges) - 1)) AS bucket, unnest($edges[:-2]) AS lower,
                    unnest($edges[2:]) AS upper
@@ -132,7 +144,8 @@ def select_series(wanted: Wanted, span: Span, edges: Sequence[datetime], stale_a
         )
         SELECT bucket, {value}, CAST(sum(samples) AS BIGINT) FROM by_subject GROUP BY bucket ORDER BY bucket"""
     values["edges"] = [(edge - span.start).total_seconds() for edge in edges]
-    return slices.bound(sql, slices.parameters(span, stale_after) | values)
+    whole = [(slices.utc(span.start), slices.utc(span.end))]
+    return slices.bound(sql, slices.parameters(whole, windows, stale_after) | values)
 
 
 def series_of(
@@ -154,42 +167,50 @@ def series_of(
     }
 
 
-def _readings(wanted: Wanted, conditions: str) -> str:
+def _readings(wanted: Wanted, conditions: str, windows: Sequence[Run]) -> str:
     """The relation `readings`: whose, from when to when, how much. A subject is a GPU, or a container on one."""
     field = wanted.field()
-    value = f"told.{field.name}"
+    value = "value"
     if _is_counter(field):
-        seconds = "date_diff('us', lag(spans.sampled_at) OVER earlier, spans.sampled_at) / 1e6"
-        before = f"lag({value}) OVER earlier"
-        value = f"CASE WHEN {value} >= {before} THEN ({value} - {before}) / ({seconds}) END"
+        seconds = "date_diff('us', lag(sampled_at) OVER earlier, sampled_at) / 1e6"
+        before = "lag(value) OVER earlier"
+        value = f"CASE WHEN value >= {before} THEN (value - {before}) / ({seconds}) END"
     if not wanted.of_pods:
         return f"""
         readings AS (
-            SELECT spans.gpu AS subject, begins, ends, {value} AS value
-            FROM spans JOIN places USING (place) JOIN samples AS told ON told.rowid = spans.sample
-            WHERE {conditions} WINDOW earlier AS (PARTITION BY spans.gpu ORDER BY spans.sampled_at)
+            SELECT gpu AS subject, begins, ends, {value} AS value
+            FROM spans WHERE {conditions} WINDOW earlier AS (PARTITION BY gpu ORDER BY sampled_at)
         )"""
+    told = slices.rows(
+        "pod_usage",
+        f"row_id, {slices.SOURCE} AS source, sampled_at, {', '.join(POD_KEY)}, owner_name, {field.name} AS value",
+        windows,
+    )
     return f"""
-        once AS (
-            SELECT sample, max(told.rowid) AS use {slices.uses("told")} JOIN places USING (place)
-            WHERE {conditions} GROUP BY sample, {", ".join(f"told.{name}" for name in POD_KEY)}
+        told AS MATERIALIZED (
+            SELECT sample, gpu, begins, ends, told.*
+            FROM ({told}) AS told
+            JOIN (SELECT sample, gpu, begins, ends, source, sampled_at, {", ".join(slices.PLACE)} FROM spans) AS spans
+            USING (source, sampled_at)
+            WHERE {conditions}
         ),
         readings AS (
-            SELECT dense_rank() OVER (ORDER BY gpu, told.mig_uuid, told.namespace, told.pod, told.container)
-                       AS subject, begins, ends, {value} AS value
-            FROM once JOIN spans USING (sample) JOIN pod_usage AS told ON told.rowid = once.use
+            SELECT dense_rank() OVER (ORDER BY gpu, mig_uuid, namespace, pod, container) AS subject, begins, ends,
+                   {value} AS value
+            FROM told
+            WHERE row_id IN (SELECT max(row_id) FROM told GROUP BY sample, {", ".join(POD_KEY)})
         )"""
 
 
 def _conditions(wanted: Wanted) -> tuple[str, dict[str, Any]]:
     columns = {
-        "gpu_uuid": "places.gpu_uuid",
-        "node": "places.node",
-        "client_name": "places.client_name",
-        "gpu_id": "places.gpu_id",
-        "namespace": "told.namespace",
-        "pod": "told.pod",
-        "owner": "told.owner_name",
+        "gpu_uuid": "gpu_uuid",
+        "node": "node",
+        "client_name": "client_name",
+        "gpu_id": "gpu_id",
+        "namespace": "namespace",
+        "pod": "pod",
+        "owner": "owner_name",
     }
     values = {name: getattr(wanted, name) for name in columns if getattr(wanted, name) is not None}
     return " AND ".join(["TRUE", *(f"{columns[name]} = ${name}" for name in values)]), values

@@ -1,43 +1,38 @@
 """GPU-hours, energy and cost by whom you like; pure. SQL, and the answer made of its rows.
 
 Sums add up: over the groups of any grouping they are those of the GPUs, because what no user can be charged with
-is in the groups of nobody and of unresolved users. A mean or a peak of a group is that of its users together on
-one GPU.
+is in the groups of nobody and of unresolved users. A mean or a peak is that of what is together on one GPU: all of a
+GPU, a namespace, a workload (of its namespace), a pod (of its workload) or a container, whichever is the coarsest
+that says the group. So groups by a label, and mixed ones, have the highest and the mean of their pods, each by
+itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from gpumon.clock import to_wire
 from gpumon.model.fields import METHODS
 from gpumon.server.accounts import slices
-from gpumon.server.accounts.claims import ACCOUNTS, NOBODY, PARTS
-from gpumon.server.accounts.groups import Grouping, cells
+from gpumon.server.accounts.cells import CELL_PARTS, PARTS
+from gpumon.server.accounts.gathering import Gathered
+from gpumon.server.accounts.groups import Grouping, alone, grouped
 from gpumon.server.accounts.ledger import coverage
 from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
 
+KINDS: Final = frozenset({"claim", "joint", "place", "whole", "note"})
+"""Of cells, what is needed."""
+
 MOST_NOTES: Final = 20
 _MIB_SECONDS: Final = 1024 * 3600
 _MJ: Final = 3.6e9
 
-_SUMS: Final = (
-    "sum(allocated) AS allocated",
-    "sum(allocated) FILTER (measured) AS allocated_measured",
-    "sum(active_of_held) AS active_of_held",
-    "sum(coalesce(active, 0) + coalesce(used_without_allocation, 0)) FILTER (measured) AS active",
-    f"sum({' + '.join(f'coalesce({part}, 0)' for part in PARTS)}) AS accounted",
-    "sum(seconds) AS seconds",
-    "sum(memory * seconds) AS memory",
-    "sum(energy) AS energy",
-    "min(ends - seconds) AS begins",
-    "max(ends) AS ends",
-)
-"""What is summed up by claimant and place, in seconds, MiB s and mJ."""
+_ADDED_UP: Final = ("allocated", "allocated_measured", "active_of_held", "used", "seconds", "memory", "energy")
+_ACCOUNTED: Final = " + ".join(f"coalesce({part}, 0)" for part in PARTS)
 
 _BY_METHOD: Final = tuple(f"method_{number}" for number in range(len(METHODS)))
 _ADDED: Final = (
@@ -48,61 +43,58 @@ _HIGHEST: Final = ("active_peak", "memory_peak", "ends")
 _COLUMNS: Final = (*_ADDED, *_HIGHEST, "begins", "gpus", "pods", "unpriced", "all_pods", "all_gpus", "all_covered")
 
 
-def select_usage(span: Span, by: Grouping, prices: tuple[Price, ...], stale_after: timedelta) -> Query:
+def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...]) -> Query:
     """A row for each group, the largest first: its keys, who, and _COLUMNS."""
     price, price_parameters = price_case(prices)
     by_method = ", ".join(
         f"sum(seconds) FILTER (method = '{method}') AS {column}"
         for method, column in zip(METHODS, _BY_METHOD, strict=True)
     )
-    users = f"claimant <> {NOBODY}" if by.by_claimant else "TRUE"
+    sums = {name: f"sum({name})" for name in (*CELL_PARTS, *_ADDED_UP)} | {
+        "there": f"sum(there) FILTER ({alone(by)})",
+        "active_peak": f"max(active_peak) FILTER ({alone(by)})",
+        "memory_peak": f"max(memory_peak) FILTER ({alone(by)})",
+        "begins": "min(begins)",
+        "ends": "max(ends)",
+    }
     sql = f"""
-        WITH {ACCOUNTS}, {cells(by, _SUMS)},
+        WITH {gathered.relations}, {grouped(by, sums, names=("namespace", "pod", "method"), peaks=True)},
         {NODE_LABELS},
-        priced AS (SELECT place, {price} AS price FROM places),
         numbered AS MATERIALIZED (
-            SELECT cells.*, price, dense_rank() OVER (ORDER BY {by.names}) AS number
-            FROM cells JOIN priced USING (place)
-        ),
-        moments AS (
-            SELECT number, max(active) AS active_peak, sum(seconds) FILTER (active IS NOT NULL) AS there,
-                   sum(active * seconds) AS active_there, max(memory) AS memory_peak
-            FROM (SELECT sample, number, any_value(shares.seconds) AS seconds, sum(shares.memory) AS memory,
-                         sum(coalesce(shares.active, 0) + coalesce(used_without_allocation, 0)) FILTER (measured)
-                             / any_value(shares.seconds) AS active
-                  FROM shares JOIN numbered USING (claimant, place) WHERE {users} GROUP BY sample, number)
-            GROUP BY number
+            SELECT *, {price} AS price, {_ACCOUNTED} AS accounted,
+                   dense_rank() OVER (ORDER BY {by.names}) AS number
+            FROM grouped
         ),
         backed AS (
             SELECT number, sum(covered) AS covered, count(*) * $wall AS wall
-            FROM (SELECT DISTINCT number, gpu FROM numbered) JOIN fleet USING (gpu) GROUP BY number
+            FROM (SELECT DISTINCT number, gpu_key, covered FROM numbered) GROUP BY number
         ),
         groups AS (
             SELECT {by.names}, number, sum(allocated) AS allocated, sum(allocated_measured) AS allocated_measured,
-                   sum(active_of_held) AS active_of_held, sum(active) AS active,
+                   sum(active_of_held) AS active_of_held, sum(used) AS active,
                    sum(memory) AS memory, sum(energy) AS energy, sum(accounted * price) / 3600 AS cost,
-                   min(begins) AS begins, max(ends) AS ends, {by_method}, count(DISTINCT gpu) AS gpus,
+                   sum(there) AS there, sum(used) AS active_there, max(active_peak) AS active_peak,
+                   max(memory_peak) AS memory_peak, min(begins) AS begins, max(ends) AS ends, {by_method},
+                   count(DISTINCT gpu_key) AS gpus,
                    count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS pods,
                    list(DISTINCT gpu_name) FILTER (price IS NULL) AS unpriced
             FROM numbered GROUP BY {by.names}, number
         )
         SELECT {by.names}, {", ".join(_COLUMNS)}
-        FROM groups LEFT JOIN moments USING (number) LEFT JOIN backed USING (number),
-             (SELECT count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS all_pods,
-                     count(DISTINCT gpu) AS all_gpus FROM numbered),
-             (SELECT sum(covered) AS all_covered FROM fleet)
+        FROM groups LEFT JOIN backed USING (number),
+             (SELECT count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS all_pods FROM numbered),
+             (SELECT count(*) AS all_gpus, sum(covered) AS all_covered FROM fleet)
         ORDER BY coalesce(allocated, 0) + coalesce(active, 0) DESC, {by.names}"""
-    values = slices.parameters(span, stale_after) | by.parameters | price_parameters
-    return slices.bound(sql, values)
+    return slices.bound(sql, gathered.parameters | by.parameters | price_parameters)
 
 
-def select_notes(span: Span) -> Query:
+def select_notes(gathered: Gathered) -> Query:
     """What agents could not ask in the range, the most frequent first."""
     sql = f"""
-        SELECT attribution_note FROM samples
-        WHERE sampled_at > $start AND sampled_at <= $end AND attribution_note IS NOT NULL
-        GROUP BY attribution_note ORDER BY count(*) DESC, attribution_note LIMIT {MOST_NOTES}"""
-    return slices.bound(sql, {"start": slices.utc(span.start), "end": slices.utc(span.end)})
+        WITH {gathered.relations}
+        SELECT note FROM cells WHERE kind = 'note' AND bucket >= $start
+        GROUP BY note ORDER BY sum(samples) DESC, note LIMIT {MOST_NOTES}"""
+    return slices.bound(sql, gathered.parameters)
 
 
 def usage_of(
@@ -120,12 +112,12 @@ def usage_of(
         for row in rows
     ]
     entries = [
-        {"group": dict(zip(by.keys, keys, strict=True)), "who": who} | _figures(sums, span)
+        {"group": dict(zip(by.keys, keys, strict=True)), "who": who} | _figures(sums)
         for keys, who, sums in found[:limit]
     ]
     if len(found) > limit:
         other = _together([sums for *_, sums in found[limit:]])
-        entries.append({"group": dict.fromkeys(by.keys), "who": "other"} | _figures(other, span))
+        entries.append({"group": dict.fromkeys(by.keys), "who": "other"} | _figures(other))
     first = found[0][2] if found else dict.fromkeys(_COLUMNS)
     gpus = first["all_gpus"] or 0
     total = _together([sums for *_, sums in found]) | {"gpus": gpus, "pods": first["all_pods"] or 0}
@@ -165,7 +157,7 @@ def _sums(of: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(of: dict[str, Any], span: Span) -> dict[str, Any]:
+def _figures(of: dict[str, Any]) -> dict[str, Any]:
     seconds = {method: of[column] for method, column in zip(METHODS, _BY_METHOD, strict=True) if of[column]}
     return _sums(of) | {
         "utilization_mean": _percent(of["active_there"], of["there"]),
@@ -173,8 +165,8 @@ def _figures(of: dict[str, Any], span: Span) -> dict[str, Any]:
         "memory_gib_peak": _scaled(of["memory_peak"], 1 / 1024),
         "coverage": coverage(of["covered"] or 0.0, of["wall"] or 0.0),
         "methods": {method: value / sum(seconds.values()) for method, value in seconds.items()},
-        "first_seen": _instant(span, of["begins"]),
-        "last_seen": _instant(span, of["ends"]),
+        "first_seen": _instant(of["begins"]),
+        "last_seen": _instant(of["ends"]),
     }
 
 
@@ -186,5 +178,5 @@ def _percent(part: float | None, of: float | None) -> float | None:
     return None if part is None or not of else min(100.0, part / of * 100)
 
 
-def _instant(span: Span, seconds: float | None) -> str | None:
-    return None if seconds is None else to_wire(span.start + timedelta(seconds=seconds))
+def _instant(naive: datetime | None) -> str | None:
+    return None if naive is None else to_wire(naive.replace(tzinfo=UTC))

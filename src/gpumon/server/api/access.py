@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 
+from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpumon.server.metrics import ServerMetrics
@@ -20,6 +21,7 @@ class AccessLayer:
         self._app = app
         self._metrics = metrics
         self._log_requests = log_requests
+        self._seconds: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,6 +42,9 @@ class AccessLayer:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
-            self._metrics.request_seconds.labels(route, method, status).observe(seconds)
+            kind = (route, method, status)
+            if kind not in self._seconds:  # looking for it takes longer than all else here
+                self._seconds[kind] = self._metrics.request_seconds.labels(*kind)
+            self._seconds[kind].observe(seconds)
             if self._log_requests:
                 log.info("%s %r %d %.1fms", method, scope["path"][:200], status, seconds * 1000)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 
-from fastapi import HTTPException, Request
+from fastapi import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpumon.server.api.errors import error_answer
@@ -41,18 +42,37 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
-async def read_json_body(request: Request, max_bytes: int) -> bytes:
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The headers by their names in small letters; of several of one name the first."""
+    return dict(reversed(scope["headers"]))
+
+
+async def read_json_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
     """The decompressed body. Raises HTTPException: 413 when it unpacks to more than the limit, 415 for another
-    type or encoding, 400 for a damaged or truncated gzip."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and kind != "application/json" and not kind.endswith("+json"):
-        raise HTTPException(415, f"the body is {kind[:80]!r}; send Content-Type: application/json")
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-    if encoding in ("", "identity"):
-        return await request.body()
-    if encoding not in ("gzip", "x-gzip"):
-        raise HTTPException(415, f"Content-Encoding {encoding[:80]!r} is not understood; send gzip or none")
-    return _gunzip(await request.body(), max_bytes)
+    type or encoding, 400 for a damaged or truncated gzip; and ClientDisconnect when it does not come whole."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind and kind != b"application/json" and not kind.endswith(b"+json"):
+        raise HTTPException(415, f"the body is {_text(kind)!r}; send Content-Type: application/json")
+    encoding = headers.get(b"content-encoding", b"").strip().lower()
+    if encoding not in (b"", b"identity", b"gzip", b"x-gzip"):
+        raise HTTPException(415, f"Content-Encoding {_text(encoding)!r} is not understood; send gzip or none")
+    body = await _whole_body(receive)
+    return body if encoding in (b"", b"identity") else _gunzip(body, max_bytes)
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _text(header: bytes) -> str:
+    return header[:80].decode("latin-1")
 
 
 def _gunzip(body: bytes, max_bytes: int) -> bytes:

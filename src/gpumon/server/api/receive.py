@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import takewhile
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gpumon.model.field import Field as CatalogueField
 from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import USE_FIELDS
 from gpumon.model.sample import BATCH_HEADER, BatchId, GpuSample
-from gpumon.server.api.body import read_json_body
+from gpumon.server.api.body import headers_of, read_json_body
 from gpumon.server.api.errors import ErrorAnswer, answer, error_answer
-from gpumon.server.api.state import state_of
+from gpumon.server.api.state import ApiState, state_of
 from gpumon.server.decode import BadBody
 
 router = APIRouter(tags=["samples"])
 
+PATH = "/api/receive-data"
+_BATCH_HEADER = BATCH_HEADER.lower().encode()
 _LARGE_BYTES = 256 * 1024
 
 EXAMPLE = {
@@ -129,7 +135,7 @@ def _described(schema: dict[str, Any], fields: tuple[CatalogueField, ...]) -> di
 
 
 @router.post(
-    "/api/receive-data",
+    PATH,
     summary="Store samples",
     response_model=None,
     responses={
@@ -163,11 +169,43 @@ async def receive(request: Request) -> Response:
     answer 422. A bad entry of `pods`, or a bad label, does not spoil its sample: it is left out, counted in
     `left_out_count` and described in `errors`.
     """
-    state = state_of(request)
-    body = await read_json_body(request, state.max_body_bytes)
-    header = request.headers.get(BATCH_HEADER)
+    return await _store(state_of(request), request.scope, request.receive)
+
+
+class DirectRoute:
+    """Takes samples without the way through FastAPI's routing, whose CPU time is that of storing ten of them. The
+    route above documents the endpoint, and takes what comes by another spelling of its path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._route = next(route for route in router.routes if isinstance(route, APIRoute) and route.path == PATH)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = self._route
+        app = scope["app"]
+        try:
+            response = await _store(app.state.gpumon, scope, receive)
+        except Exception as error:
+            handler = next(filter(None, map(app.exception_handlers.get, _kinds(error))), None)
+            if handler is None:  # a fault of ours
+                raise
+            response = await handler(Request(scope), error)
+        await response(scope, receive, send)
+
+
+def _kinds(error: Exception) -> Iterable[type]:
+    return takewhile(lambda kind: kind is not Exception, type(error).__mro__)
+
+
+async def _store(state: ApiState, scope: Scope, receive: Receive) -> Response:
+    headers = headers_of(scope)
+    body = await read_json_body(headers, receive, state.max_body_bytes)
+    header = headers.get(_BATCH_HEADER)
     try:
-        batch = None if header is None else BatchId.parse(header)
+        batch = None if header is None else BatchId.parse(header.decode("latin-1"))
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
     now = state.now()
@@ -180,8 +218,9 @@ async def receive(request: Request) -> Response:
         return error_answer(error.status, str(error), errors=[{"loc": ["body"], "msg": str(error)}])
     faults = accepted.faults
     errors = [asdict(fault) for fault in faults.found]
-    state.metrics.rows_refused.inc(faults.failed)
-    state.metrics.entries_left_out.inc(faults.left_out)
+    if errors:
+        state.metrics.rows_refused.inc(faults.failed)
+        state.metrics.entries_left_out.inc(faults.left_out)
     if not accepted.samples:
         first = faults.found[0]
         return error_answer(

@@ -1,0 +1,68 @@
+"""What the accounts need of the store, as types: readings of one snapshot, and how far its cells reach; pure.
+
+Instants at this seam are UTC, naive, as the store has them. See `cells` for what a cell is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from gpumon.server.queries import Query
+
+Rows = list[tuple[Any, ...]]
+Run = tuple[datetime, datetime]
+"""From when up to, not including, when."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Runs of whole UTC hours and of whole fine buckets whose cells are valid, each in order and disjoint. A row
+    that stands for longer than `reach`, or without an interval of its own and further than that from the one
+    before, there is not."""
+
+    hours: Sequence[Run]
+    fine: Sequence[Run]
+    reach: timedelta
+
+
+class Reading(Protocol):
+    """One connection and one snapshot. Temporary tables that are made on it are its own."""
+
+    def select(self, sql: str, parameters: Mapping[str, Any] = ...) -> Rows:
+        """Runs a statement; gives its rows. Raises QueryError."""
+
+    def coverage(self, start: datetime, end: datetime) -> Coverage:
+        """What cells there are of a stretch of time. From then on `hour_cells` and `fine_cells` have these."""
+
+    def rows_of(self, windows: Sequence[Run]) -> None:
+        """From now on `samples` and `pod_usage` have at least the rows of these windows, of which both ends
+        belong to them."""
+
+
+class Desk(Protocol):
+    """The store, as questions see it."""
+
+    def reading(self) -> AbstractContextManager[Reading]:
+        """A reading, until the block ends."""
+
+    def select(self, query: Query) -> Rows:
+        """Runs one query. Raises QueryError."""
+
+
+def merged(runs: Sequence[Run]) -> Iterator[Run]:
+    """The same stretches of time in order, as few runs as there can be."""
+    begin: datetime | None = None
+    end = datetime.min
+    for one, other in sorted(runs):
+        if begin is not None and one <= end:
+            end = max(end, other)
+            continue
+        if begin is not None:
+            yield begin, end
+        begin, end = one, other
+    if begin is not None:
+        yield begin, end

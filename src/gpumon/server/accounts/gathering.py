@@ -1,0 +1,90 @@
+"""The cells of a range: those that are kept, and those of the raw rows at its edges, made for the question.
+
+`cells` has the range in cells, and of the day before it who was there: those have buckets before `$start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from gpumon.server.accounts import rolling, slices
+from gpumon.server.accounts.cells import CREATE_CELLS, FINE, HOUR
+from gpumon.server.accounts.desk import Reading, Run, merged
+from gpumon.server.accounts.plan import plan
+from gpumon.server.accounts.ranges import Span
+from gpumon.server.accounts.slices import GPU_KEY, KNOWN_FOR, PLACE, utc
+
+MOST_RAW: Final = timedelta(hours=6)
+"""Raw rows of so much time are divided at once, to bound the memory that it takes."""
+
+FLEET: Final = f"""
+    seen AS (
+        SELECT {", ".join(f"any_value({name}) AS {name}" for name in PLACE)}, max(last_at) AS last_at,
+               coalesce(sum(covered) FILTER (bucket >= $start), 0) AS covered
+        FROM cells WHERE kind = 'place' GROUP BY subject
+    ),
+    fleet AS MATERIALIZED (
+        SELECT * REPLACE (covered_by_all AS covered)
+        FROM (SELECT *, {GPU_KEY} AS gpu_key, sum(covered) OVER (PARTITION BY {GPU_KEY}) AS covered_by_all,
+                     row_number() OVER (PARTITION BY {GPU_KEY}
+                                        ORDER BY last_at DESC NULLS LAST, client_name, gpu_id, node, gpu_name) AS place
+              FROM seen)
+        WHERE place = 1
+    )"""
+"""The GPUs that are accounted for, each at its newest place, with the seconds that samples cover."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """`relations` is SQL for WITH: `cells` and `fleet`; `parameters` are theirs. `hours` are the runs that are made
+    of hours, `raw` the stretches of time that are a cell of their own, with what they need of raw rows."""
+
+    relations: str
+    parameters: dict[str, Any]
+    hours: Sequence[Run]
+    raw: Sequence[Run]
+    reach: timedelta
+
+    def bucket_from(self, begin: datetime) -> Run:
+        """The bucket that begins then, which is one of the range's."""
+        for of, to in self.raw:
+            if of == begin:
+                return of, to
+        length = HOUR if any(of <= begin < to for of, to in self.hours) else FINE
+        return begin, begin + length
+
+
+def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozenset[str]) -> Gathered:
+    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`."""
+    start, end = utc(span.start), utc(span.end)
+    known = reading.coverage(start - KNOWN_FOR, end)
+    before = plan(start - KNOWN_FOR, start, known.hours, known.fine)
+    within = plan(start, end, known.hours, known.fine)
+    reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
+    reading.rows_of(list(merged([*before.raw, *slices.windows_of(within.raw, known.reach)])))
+    raw = list(rolling.pieces(within.raw, MOST_RAW))
+    for piece in raw:
+        rolling.roll(reading.select, piece, known.reach, stale_after, "edge_cells", kinds | {"place"})
+    rolling.sight(reading.select, before.raw, "edge_cells")
+    parameters: dict[str, Any] = {"start": start, "end": end, "wall": span.seconds, "labels_end": end + KNOWN_FOR}
+    hours = _chosen("hour_cells", [*before.hours, *within.hours], parameters)
+    fine = _chosen("fine_cells", [*before.fine, *within.fine], parameters)
+    chosen = " UNION ALL ".join([*hours, *fine, "SELECT * FROM edge_cells"])
+    return Gathered(
+        f"cells AS NOT MATERIALIZED ({chosen}), {FLEET}",
+        parameters,
+        hours=within.hours,
+        raw=[interval for piece in raw for interval in piece],
+        reach=known.reach,
+    )
+
+
+def _chosen(table: str, runs: Sequence[Run], parameters: dict[str, Any]) -> list[str]:
+    conditions = []
+    for number, (of, to) in enumerate(merged(runs)):
+        parameters |= {f"{table}_of_{number}": of, f"{table}_to_{number}": to}
+        conditions.append(f"bucket >= ${table}_of_{number} AND bucket < ${table}_to_{number}")
+    return [f"SELECT * FROM {table} WHERE ({' OR '.join(conditions)})"] if conditions else []

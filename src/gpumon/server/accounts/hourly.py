@@ -1,0 +1,77 @@
+"""Makes the cells of hours of fine ones; pure but for the statement that it runs. Both kinds of cell say the same of
+their bucket, so that it makes no difference to an answer which it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from gpumon.server.accounts.cells import COLUMNS, LEVEL_KEYS
+from gpumon.server.accounts.desk import Run
+from gpumon.server.accounts.rolling import Execute
+from gpumon.server.accounts.slices import PLACE
+
+_ADDED: Final = ", ".join(f"{column.adds}({column.name}) AS {column.name}" for column in COLUMNS if column.adds)
+_KEYS: Final = ", ".join(
+    f"any_value({column.name}) AS {column.name}"
+    for column in COLUMNS
+    if column.adds is None and column.name not in {"bucket", "kind", "subject", "level"}
+)
+_RANKS: Final = tuple(range(1, len(LEVEL_KEYS) + 1))
+
+
+def _level_key(rank: int) -> str:
+    return f"hash({', '.join(name for names in LEVEL_KEYS[:rank] for name in names)})"
+
+
+_LEVEL: Final = "CASE " + " ".join(
+    f"WHEN kind = 'claim' AND who <> 'nobody' "
+    f"AND count(*) OVER (PARTITION BY kind, bucket, place, {_level_key(rank)}) > 1 THEN {rank}"
+    for rank in reversed(_RANKS)
+) + " WHEN kind = 'claim' THEN 0 END"  # fmt: skip
+
+_PEAKS: Final = "sum(there) AS there, max(active_peak) AS active_peak, max(memory_peak) AS memory_peak"
+
+
+def hours_of(execute: Execute, hours: Sequence[Run], fine: str, into: str) -> None:
+    """Adds the cells of the whole hours in these stretches of time to a table, from a relation with all their fine
+    cells."""
+    for of, to in hours:
+        execute(_sql(fine, into), {"of": of, "to": to})
+
+
+def _sql(fine: str, into: str) -> str:
+    """Claims that share a GPU in the hour need not have shared it in one of its fine buckets: at a level, what a
+    fine bucket says is its joint row, or the claims that were alone."""
+    level_keys = ", ".join(_level_key(rank) for rank in _RANKS)
+    kept = ", ".join(
+        f"CASE WHEN level >= {rank} THEN {name} END AS {name}"
+        for rank, names in enumerate(LEVEL_KEYS, 1)
+        for name in names
+    )
+    named = ", ".join(f"any_value({name}) AS {name}" for name in (*PLACE, *(n for k in LEVEL_KEYS for n in k)))
+    return f"""
+        INSERT INTO {into} BY NAME
+        WITH fine AS MATERIALIZED (
+            SELECT * REPLACE (date_trunc('hour', bucket) AS bucket), hash({", ".join(PLACE)}) AS place
+            FROM {fine} WHERE bucket >= $of AND bucket < $to
+        ),
+        added AS (
+            SELECT bucket, kind, subject, any_value(place) AS place, {_KEYS}, {_ADDED}
+            FROM fine WHERE kind <> 'joint' GROUP BY bucket, kind, subject
+        ),
+        together AS (
+            SELECT bucket, place, level, level_key, {named}, {_PEAKS}
+            FROM (SELECT * REPLACE (unnest(CASE WHEN kind = 'joint' THEN [level]
+                                                ELSE range(level + 1, {len(LEVEL_KEYS) + 1}) END) AS level),
+                         unnest(CASE WHEN kind = 'joint' THEN [[{level_keys}][level]]
+                                     ELSE [{level_keys}][level + 1:] END) AS level_key
+                  FROM fine WHERE kind = 'joint' OR (kind = 'claim' AND who <> 'nobody'))
+            GROUP BY bucket, place, level, level_key
+            HAVING bool_or(kind = 'joint') OR count(DISTINCT subject) > 1
+        )
+        SELECT * EXCLUDE (place), {_LEVEL} AS level FROM added
+        UNION ALL BY NAME
+        SELECT bucket, 'joint' AS kind, level, {", ".join(PLACE)}, {kept}, hash(place, level, level_key) AS subject,
+               there, active_peak, memory_peak
+        FROM together"""

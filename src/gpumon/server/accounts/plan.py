@@ -1,0 +1,56 @@
+"""Which cells and which raw rows answer for a stretch of time; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from gpumon.server.accounts.cells import FINE, HOUR
+from gpumon.server.accounts.desk import Run, merged
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive UTC, as in the store
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Runs of whole hours and of whole fine buckets to take from cells, and what is left for raw rows: together the
+    stretch, disjoint."""
+
+    hours: list[Run]
+    fine: list[Run]
+    raw: list[Run]
+
+
+def plan(start: datetime, end: datetime, hours: Sequence[Run], fine: Sequence[Run]) -> Plan:
+    """How to answer for [start, end), where there are cells of these runs: as coarse as can be."""
+    by_hour = whole_buckets(hours, [(start, end)], HOUR)
+    rest = _without([(start, end)], by_hour)
+    by_fine = whole_buckets(fine, rest, FINE)
+    return Plan(by_hour, by_fine, _without(rest, by_fine))
+
+
+def whole_buckets(runs: Sequence[Run], stretches: Sequence[Run], bucket: timedelta) -> list[Run]:
+    """The whole buckets of that length which are in one of the runs and in one of the stretches of time."""
+    found = []
+    for run_of, run_to in merged(runs):
+        for of, to in stretches:
+            begin, end = -(-(max(of, run_of) - _EPOCH) // bucket), (min(to, run_to) - _EPOCH) // bucket
+            if begin < end:
+                found.append((_EPOCH + begin * bucket, _EPOCH + end * bucket))
+    return sorted(found)
+
+
+def _without(stretches: Sequence[Run], taken: Sequence[Run]) -> list[Run]:
+    """What is left of stretches of time, which are in order, as what is taken of them."""
+    left = []
+    for of, to in stretches:
+        begin = of
+        for taken_of, taken_to in taken:
+            if of <= taken_of < to:
+                if begin < taken_of:
+                    left.append((begin, taken_of))
+                begin = taken_to
+        if begin < to:
+            left.append((begin, to))
+    return left

@@ -1,0 +1,224 @@
+"""One DuckDB database: statements, transactions, readings with a time limit. The only importer of duckdb."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from gpumon.errors import QueryError, StorageError
+
+log = logging.getLogger(__name__)
+
+Rows = list[tuple[Any, ...]]
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+class DatabaseError(StorageError):
+    """DuckDB refused a statement. `fatal` when it gave the whole database up, `about_input` when what it was to
+    read is at fault, not the disk, `locked` when another process has the file."""
+
+    def __init__(self, error: duckdb.Error) -> None:
+        super().__init__(str(error))
+        self.fatal = isinstance(error, duckdb.FatalException)
+        self.locked = isinstance(error, duckdb.IOException) and "lock" in str(error).lower()
+        self.about_input = isinstance(
+            error,
+            duckdb.BinderException
+            | duckdb.ConversionException
+            | duckdb.InvalidInputException
+            | duckdb.ParserException,
+        )
+
+    @classmethod
+    def closed(cls) -> DatabaseError:
+        """There is no database open."""
+        return cls(duckdb.ConnectionException("the database is closed"))
+
+
+class ArrowRows:
+    """The rows of an answer, to be taken once by whoever understands Arrow's C stream interface."""
+
+    def __init__(self, capsule: object) -> None:
+        self._capsule = capsule
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The stream; another schema than its own is not offered."""
+        return self._capsule
+
+
+class UnreadableFile(QueryError):
+    """A query failed on a file that it was to read: what is sealed may be damaged."""
+
+
+class Database:
+    """`execute` and `transaction` from one thread at a time; `reading` from any."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path | None, *, memory_mb: int, threads: int, temp_folder: Path) -> Database:
+        """Opens a file, or a database in memory (None). Raises DatabaseError."""
+        try:
+            connection = duckdb.connect(
+                ":memory:" if path is None else str(path),
+                config={
+                    "memory_limit": f"{memory_mb}MB",
+                    "threads": str(threads),
+                    "temp_directory": str(temp_folder),
+                    "autoinstall_known_extensions": "false",
+                    "autoload_known_extensions": "false",
+                },
+            )
+        except duckdb.Error as error:
+            raise DatabaseError(error) from error
+        return cls(connection)
+
+    def close(self) -> None:
+        """Closes it. Readings under way fail."""
+        self._connection.close()
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> Rows:
+        """Runs a statement on the writing connection; gives its rows. Raises DatabaseError."""
+        try:
+            return self._connection.execute(sql, parameters or None).fetchall()
+        except duckdb.Error as error:
+            raise DatabaseError(error) from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All statements inside, or none."""
+        self.execute("BEGIN")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(DatabaseError):
+                self.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def reading(self, timeout_seconds: float, max_rows: int | None = None) -> Iterator[Reading]:
+        """A connection of its own with one snapshot of everything, for `timeout_seconds` at most. A statement that
+        gives more than `max_rows` (None: any number) is refused."""
+        try:
+            cursor = self._connection.cursor()
+        except duckdb.Error as error:
+            raise QueryError("the store is just being opened anew; try again", status=503) from error
+        reading = Reading(cursor, timeout_seconds, max_rows)
+        try:
+            reading.select("BEGIN")
+            yield reading
+        finally:
+            reading.close()
+
+
+class Reading:
+    """Statements on one snapshot. Temporary tables and views that they make are its own."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, timeout_seconds: float, max_rows: int | None) -> None:
+        self._cursor = cursor
+        self._max_rows = max_rows
+        self._timeout = timeout_seconds
+        self._alarm: threading.Timer | None = None
+        self._deadline = time.monotonic() + timeout_seconds
+        self._arm()
+
+    def select(self, sql: str, parameters: Parameters = ()) -> Rows:
+        """Runs a statement; gives its rows. Raises QueryError when all takes longer than allowed, or when they are
+        too many."""
+        with self._translated():
+            if time.monotonic() > self._deadline:  # an interrupt between two statements is lost
+                raise duckdb.InterruptException("out of time")
+            ran = self._cursor.execute(sql, parameters or None)
+            if self._max_rows is None:
+                return ran.fetchall()
+            rows = ran.fetchmany(self._max_rows + 1)
+        if len(rows) > self._max_rows:
+            raise QueryError(
+                f"the answer has more than {self._max_rows} rows, which is all that [LIMITS] max_rows allows; ask "
+                "for a shorter range or a coarser grouping"
+            )
+        return rows
+
+    def batches(self, sql: str, parameters: Parameters = (), *, rows: int) -> Iterator[Rows]:
+        """Runs a statement; gives its rows by and by, so that few are in memory. The time limit is for each
+        step: who reads slowly does not run out of time."""
+        with self._step():
+            self._cursor.execute(sql, parameters or None)
+        while True:
+            with self._step():
+                batch = self._cursor.fetchmany(rows)
+            if not batch:
+                return
+            yield batch
+
+    def arrow(self, sql: str, parameters: Parameters = ()) -> ArrowRows:
+        """Runs a statement; gives all of its rows in Arrow's form. The time limit begins anew with it."""
+        with self._step():
+            return ArrowRows(self._cursor.sql(sql, params=parameters or None).__arrow_c_stream__())
+
+    def renew(self) -> None:
+        """The time limit begins anew: there has been progress."""
+        self._disarm()
+        self._deadline = time.monotonic() + self._timeout
+        self._arm()
+
+    def interrupt(self) -> None:
+        """Ends the statement under way, which then raises QueryError. From any thread."""
+        self._cursor.interrupt()
+
+    def close(self) -> None:
+        """Ends the snapshot."""
+        self._disarm()
+        with contextlib.suppress(duckdb.Error):
+            self._cursor.close()
+
+    def _arm(self) -> None:
+        self._alarm = threading.Timer(max(0.0, self._deadline - time.monotonic()), self._cursor.interrupt)
+        self._alarm.daemon = True
+        self._alarm.start()
+
+    def _disarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    @contextlib.contextmanager
+    def _step(self) -> Iterator[None]:
+        """A step with a time limit of its own. Between steps none runs: an interrupt then would end the next."""
+        self.renew()
+        try:
+            with self._translated():
+                yield
+        finally:
+            self._disarm()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            raise QueryError(
+                f"the query took longer than {self._timeout:g} s ([PERFORMANCE] query_timeout_seconds); "
+                "ask for a shorter range",
+                status=503,
+            ) from error
+        except duckdb.OutOfMemoryException as error:
+            raise QueryError(
+                "the query needs more memory than [PERFORMANCE] query_memory_mb; ask for a shorter range, or raise it",
+                status=503,
+            ) from error
+        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:
+            log.warning("query_failed error=%s", error)
+            raise UnreadableFile("the query could not be answered now; try again", status=503) from error
+        except duckdb.Error as error:
+            log.warning("query_failed error=%s", error)
+            raise QueryError("the query could not be answered now; try again", status=503) from error

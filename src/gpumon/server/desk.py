@@ -1,0 +1,110 @@
+"""Where questions about ranges are worked on: one snapshot, the rollups that are valid in it, and rows where asked.
+
+See `accounts.desk` for what the questions need of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from gpumon.server.accounts.desk import Coverage, Run
+from gpumon.server.database import Reading, Rows
+from gpumon.server.queries import Query
+from gpumon.server.relations import Window, quoted
+from gpumon.server.store import Store
+from gpumon.server.touched import FINE, HOT, HOUR, Touched
+
+_SHORT: Final = timedelta(days=3)
+NOTHING: Final[Mapping[str, Any]] = {}
+
+
+class Desk:
+    """Questions by the store."""
+
+    def __init__(self, store: Store, touched: Touched) -> None:
+        self._store = store
+        self._touched = touched
+
+    def select(self, query: Query) -> Rows:
+        """Runs one query on a snapshot of its own. Raises QueryError."""
+        return self._store.select(query)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Place]:
+        """One snapshot for several statements. Raises QueryError."""
+        reach = self._touched.reach  # before the snapshot: what comes later reaches no further into it
+        with self._store.reading(bounded=True) as reading:
+            yield Place(self._store, reading, reach)
+
+
+class Place:
+    """A snapshot and what is made visible in it."""
+
+    def __init__(self, store: Store, reading: Reading, reach: timedelta) -> None:
+        self._store = store
+        self._reading = reading
+        self._reach = reach
+
+    def select(self, sql: str, parameters: Mapping[str, Any] = NOTHING) -> Rows:
+        """Runs a statement; gives its rows. Raises QueryError."""
+        return self._reading.select(sql, parameters)
+
+    def rows_of(self, windows: Sequence[Window]) -> None:
+        """From now on `samples` and `pod_usage` have the rows within the windows (naive UTC) at least."""
+        self._store.look_at(self._reading, windows)
+
+    def coverage(self, start: datetime, end: datetime) -> Coverage:
+        """Which buckets in [start, end), naive UTC, are rolled; their cells are in `hour_cells` and `fine_cells`
+        from now on."""
+        hours = [
+            bucket
+            for (bucket,) in self.select(
+                "SELECT bucket FROM rolled WHERE level = 'hour' AND bucket >= $start AND bucket < $end ORDER BY bucket",
+                {"start": start, "end": end},
+            )
+        ]
+        # Within hours that are rolled the fine ones are of use at the edges only.
+        edges = [start, start + timedelta(days=1), end]
+        fine = self.select(
+            """
+            SELECT bucket, origin FROM rolled WHERE level = 'fine' AND bucket >= $start AND bucket < $end
+               AND ($all OR date_trunc('hour', bucket) IN $edges
+                    OR NOT EXISTS (FROM rolled AS hours WHERE hours.level = 'hour'
+                                   AND hours.bucket = date_trunc('hour', rolled.bucket)))
+            ORDER BY bucket""",
+            {
+                "start": start,
+                "end": end,
+                "all": end - start <= _SHORT,
+                "edges": [edge.replace(minute=0, second=0, microsecond=0) for edge in edges],
+            },
+        )
+        self._show_cells(sorted({origin for _, origin in fine if origin != HOT}))
+        return Coverage(_runs(hours, HOUR), _runs([bucket for bucket, _ in fine], FINE), self._reach)
+
+    def _show_cells(self, days: Sequence[str]) -> None:
+        self.select(
+            "CREATE OR REPLACE TEMP VIEW hour_cells AS SELECT * EXCLUDE (origin) FROM store.main.hour_cells"
+        )
+        sources = [f"SELECT * EXCLUDE (origin) FROM store.main.fine_cells WHERE origin = '{HOT}'"]
+        folders: dict[str, str] = dict(self.select("SELECT strftime(day, '%Y%m%d'), cells FROM sealed WHERE cells IS NOT NULL"))
+        files = ", ".join(quoted(f"{folders[day]}/fine.parquet") for day in days)
+        if files:
+            sources.append(
+                f"SELECT * FROM read_parquet([{files}]) SEMI JOIN (SELECT bucket FROM store.main.rolled "
+                f"WHERE level = 'fine' AND origin <> '{HOT}') USING (bucket)"
+            )
+        self.select(f"CREATE OR REPLACE TEMP VIEW fine_cells AS {' UNION ALL BY NAME '.join(sources)}")
+
+
+def _runs(buckets: Sequence[datetime], length: timedelta) -> list[Run]:
+    runs: list[Run] = []
+    for bucket in buckets:
+        if runs and runs[-1][1] == bucket:
+            runs[-1] = (runs[-1][0], bucket + length)
+        else:
+            runs.append((bucket, bucket + length))
+    return runs

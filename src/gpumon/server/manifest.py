@@ -1,0 +1,240 @@
+"""What is sealed, on disk: a folder for each day below `.gpumon/sealed`, and in it what was made, with a manifest.
+
+    .gpumon/sealed/20261124/raw-1795541603000/     samples.parquet, pod_usage.parquet, latest.parquet: the rows;
+                                                   readings.parquet: their rollup; manifest.json
+    .gpumon/sealed/20261124/cells-1795541610000/   fine.parquet, hours.parquet: rollups of the accounts; manifest.json
+
+A folder is written under a name that ends in `.new`, synced and renamed, so that one with a manifest is whole. The
+manifest says of which bytes of which CSV files it was made, and of each output its size and checksum. Of two folders
+of a kind the one of the larger number counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from gpumon.server.disk import replace_file, sync_folder
+
+log = logging.getLogger(__name__)
+
+DAY_FORM: Final = "%Y%m%d"
+MANIFEST: Final = "manifest.json"
+RAW_ROWS: Final = ("samples.parquet", "pod_usage.parquet", "latest.parquet")
+"""What goes when retention deletes a day's rows; the rollup stays."""
+_VERSION: Final = 1
+_BLOCK: Final = 1 << 20
+
+
+class Output(msgspec.Struct, frozen=True):
+    """A file that was made: its length, and the CRC-32 of its bytes."""
+
+    bytes: int
+    crc32: int
+
+
+class SealedFile(msgspec.Struct, frozen=True):
+    """A CSV file that is sealed up to `bytes` of it, as it stands on the disk; with the damaged ones, `lines` lines
+    without the header. `left_out` says why a file that can't be read is not in it."""
+
+    name: str
+    bytes: int
+    mtime_ns: int
+    lines: int
+    left_out: str | None = None
+
+
+class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the rows of a day. Instants are naive UTC, None where there is no row; `longest_interval` in seconds, None
+    where no sample states one, `unstated` whether one states none."""
+
+    stamp: str
+    day: date
+    files: list[SealedFile]
+    damaged: int
+    rows: dict[str, int]
+    first_at: datetime | None
+    last_at: datetime | None
+    longest_interval: float | None
+    unstated: bool
+    outputs: dict[str, Output]
+    has_rows: bool = True
+
+
+class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the accounts of a day: `raw` is the folder whose rows they were made of, `fine` and `hours` the runs of
+    buckets (naive UTC, from up to) that they hold."""
+
+    stamp: str
+    day: date
+    raw: str
+    fine: list[tuple[datetime, datetime]]
+    hours: list[tuple[datetime, datetime]]
+    outputs: dict[str, Output]
+
+
+_Kind = TypeVar("_Kind", RawManifest, CellsManifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is of a day."""
+
+    folder: Path
+    raw: RawManifest
+    cells_folder: Path | None
+    cells: CellsManifest | None
+
+
+def stamp(*parts: str) -> str:
+    """What all that is sealed depends on beside the rows: when any of it changes, it is sealed anew."""
+    return f"{_VERSION} {zlib.crc32(' '.join(parts).encode()):08x}"
+
+
+def new_folder(root: Path, day: date, kind: str) -> Path:
+    """Makes a folder to write into; `publish` gives it its name."""
+    folder = root / day.strftime(DAY_FORM) / f"{kind}-{time.time_ns() // 1_000_000}.new"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def outputs_of(folder: Path) -> dict[str, Output]:
+    """Size and checksum of each Parquet file in a folder."""
+    return {path.name: Output(path.stat().st_size, _crc32(path)) for path in sorted(folder.glob("*.parquet"))}
+
+
+def publish(folder: Path, manifest: RawManifest | CellsManifest) -> Path:
+    """Ends what `new_folder` began: all is on disk, and has its name. Gives the folder as it is called then."""
+    for path in folder.glob("*.parquet"):
+        with path.open("rb+") as file:
+            _sync(file.fileno())
+    replace_file(folder / MANIFEST, msgspec.json.encode(manifest))
+    target = folder.with_suffix("")
+    folder.replace(target)
+    sync_folder(target.parent)
+    return target
+
+
+def find(root: Path, raw_stamp: str, cells_stamp: str) -> dict[date, Found]:
+    """What is sealed with the stamps that are wanted. All else below the root is deleted: it was being made when the
+    server was killed, has been replaced, is damaged or of another version. Only the rollups of days whose rows are
+    gone stay in any case, since nobody could make them again."""
+    found: dict[date, Found] = {}
+    for place in sorted(root.iterdir()) if root.is_dir() else ():
+        try:
+            day = datetime.strptime(place.name, DAY_FORM).date()
+        except ValueError:
+            continue
+        raw_folder, raw = _newest(place, "raw", RawManifest, raw_stamp)
+        cells_folder, cells = _newest(place, "cells", CellsManifest, cells_stamp)
+        if raw is None and _is_precious(place):
+            log.warning("sealed_day_of_another_version day=%s: its rollups are kept, and not used", place.name)
+            continue
+        if cells is not None and (raw_folder is None or cells.raw != raw_folder.name):
+            cells_folder = cells = None
+        kept = {raw_folder, cells_folder} if raw is not None else set()
+        for other in place.iterdir():
+            if other not in kept:
+                log.info("sealed_folder_deleted folder=%s/%s", place.name, other.name)
+                shutil.rmtree(other, ignore_errors=True)
+        if raw_folder is not None and raw is not None:
+            found[day] = Found(raw_folder, raw, cells_folder, cells)
+    return found
+
+
+def read(folder: Path, kind: type[_Kind]) -> _Kind:
+    """The manifest in a folder. Raises OSError or msgspec.DecodeError."""
+    return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=kind)
+
+
+def fault(folder: Path, outputs: dict[str, Output], *, quick: bool = False) -> str | None:
+    """What is wrong with the files in a folder, None when nothing is; `quick` looks at their sizes alone."""
+    for name, output in outputs.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != output.bytes:
+                return f"{name} has another size"
+            if not quick and _crc32(path) != output.crc32:
+                return f"{name} has another checksum"
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror or error})"
+    return None
+
+
+def without_rows(folder: Path, raw: RawManifest) -> RawManifest:
+    """Notes that the rows are about to be deleted; gives the manifest as it is then. Raises OSError."""
+    outputs = {name: output for name, output in raw.outputs.items() if name not in RAW_ROWS}
+    return _rewrite(folder, msgspec.structs.replace(raw, has_rows=False, outputs=outputs))
+
+
+def renamed(folder: Path, raw: RawManifest, old: str, new: str, size: int, mtime_ns: int) -> RawManifest:
+    """Notes that a CSV file was compressed; gives the manifest as it is then. Raises OSError."""
+    files = [
+        msgspec.structs.replace(file, name=new, bytes=size, mtime_ns=mtime_ns) if file.name == old else file
+        for file in raw.files
+    ]
+    return _rewrite(folder, msgspec.structs.replace(raw, files=files))
+
+
+def spoil(folder: Path) -> None:
+    """Takes a folder's manifest away, so that it does not count at the next start. Raises OSError."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def _rewrite(folder: Path, raw: RawManifest) -> RawManifest:
+    replace_file(folder / MANIFEST, msgspec.json.encode(raw))
+    return raw
+
+
+def _newest(place: Path, kind: str, of: type[_Kind], wanted: str) -> tuple[Path, _Kind] | tuple[None, None]:
+    for folder in _folders(place, kind):
+        try:
+            manifest = read(folder, of)
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("sealed_manifest_unreadable folder=%s/%s error=%s", place.name, folder.name, error)
+            continue
+        wrong = fault(folder, manifest.outputs, quick=True)
+        if manifest.stamp == wanted and wrong is None:
+            return folder, manifest
+        log.warning(
+            "sealed_folder_left folder=%s/%s reason=%s", place.name, folder.name, wrong or "of another version"
+        )
+    return None, None
+
+
+def _is_precious(place: Path) -> bool:
+    for folder in _folders(place, "raw"):
+        try:
+            if not read(folder, RawManifest).has_rows:
+                return True
+        except (OSError, msgspec.DecodeError):
+            continue
+    return False
+
+
+def _folders(place: Path, kind: str) -> Iterator[Path]:
+    folders = [path for path in place.glob(f"{kind}-*") if path.suffix != ".new" and (path / MANIFEST).exists()]
+    yield from sorted(folders, key=lambda path: path.name, reverse=True)
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _sync(descriptor: int) -> None:
+    os.fsync(descriptor)

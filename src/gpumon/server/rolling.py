@@ -1,0 +1,117 @@
+"""Rolls the accounts up while days are open: each five minutes that are over become cells, twelve of them an hour.
+
+A bucket is rolled when it has been over for long enough that late rows are rare; when they come all the same, it is
+rolled again (see `touched`). Until then questions are answered from its rows, so that nothing depends on it but speed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from gpumon.clock import Now
+from gpumon.server.accounts.hourly import hours_of
+from gpumon.server.accounts.rolling import roll
+from gpumon.server.database import Rows
+from gpumon.server.store import Store
+from gpumon.server.touched import FINE, HOT, HOUR, Touched
+
+log = logging.getLogger(__name__)
+
+SETTLED: Final = timedelta(minutes=2)
+"""How long after its end a bucket waits for rows that agents still have."""
+QUIET_SECONDS: Final = 10.0
+"""How long after late rows their hour waits for more of them."""
+_BUCKETS: Final = 12
+"""Rolled in one step, so that no question waits long."""
+
+
+class Roller:
+    """Called from one thread; `exclusively` keeps others from the store meanwhile."""
+
+    def __init__(
+        self,
+        store: Store,
+        touched: Touched,
+        exclusively: Callable[[], AbstractContextManager[object]],
+        awaited: Callable[[datetime], bool],
+        now: Now,
+        stale_after: timedelta,
+    ) -> None:
+        self._store = store
+        self._touched = touched
+        self._exclusively = exclusively
+        self._awaited = awaited
+        self._now = now
+        self._stale_after = stale_after
+
+    def roll_due(self, stopping: Callable[[], bool]) -> int:
+        """Rolls what is due; gives the number of buckets. An hour of a sealed day whose cells are being made
+        elsewhere (`awaited`) is left to them. Raises StorageError."""
+        rolled = 0
+        for hour in self._touched.hours:
+            if stopping() or hour >= self._last():
+                break
+            if self._awaited(hour):
+                continue
+            with self._exclusively():
+                rolled += self._roll_hour(hour)
+        return rolled
+
+    def _last(self) -> datetime:
+        """Buckets that end by then (naive UTC) have settled."""
+        return (self._now() - SETTLED - self._touched.reach).astimezone(UTC).replace(tzinfo=None)
+
+    def _roll_hour(self, hour: datetime) -> int:
+        last = self._last()
+        over = hour + HOUR <= last
+        if over and self._touched.quiet_seconds(hour) < QUIET_SECONDS:
+            return 0
+        there: dict[datetime, str] = dict(
+            self._store.execute(
+                "SELECT bucket, origin FROM rolled WHERE level = 'fine' AND bucket >= ? AND bucket < ?",
+                [hour, hour + HOUR],
+            )
+        )
+        buckets = [hour + number * FINE for number in range(_BUCKETS)]
+        due = [bucket for bucket in buckets if bucket not in there and bucket + FINE <= last]
+        if due:
+            self._roll(due)
+        if over:
+            origins = {*there.values(), *([HOT] if due else [])}
+            with self._store.transaction():
+                if origins == {HOT}:
+                    self._make_hour(hour)
+                self._touched.done([hour])
+        return len(due)
+
+    def _roll(self, due: Sequence[datetime]) -> None:
+        reach = self._touched.reach
+        store = self._store
+        store.look([(due[0] - reach, due[-1] + FINE + reach)])
+        store.execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM fine_cells LIMIT 0")
+        roll(self._execute, [(bucket, bucket + FINE) for bucket in due], reach, self._stale_after, "rolling")
+        with store.transaction():
+            for bucket in due:
+                store.execute("DELETE FROM fine_cells WHERE bucket = ? AND origin = ?", [bucket, HOT])
+                store.execute("INSERT INTO rolled VALUES (?, 'fine', ?)", [bucket, HOT])
+            store.execute("INSERT INTO fine_cells SELECT *, ? FROM rolling", [HOT])
+
+    def _make_hour(self, hour: datetime) -> None:
+        store = self._store
+        store.execute(
+            "CREATE OR REPLACE TEMP TABLE rolling_fine AS SELECT * EXCLUDE (origin) FROM fine_cells "
+            "WHERE bucket >= ? AND bucket < ? AND origin = ?",
+            [hour, hour + HOUR, HOT],
+        )
+        store.execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM hour_cells LIMIT 0")
+        hours_of(self._execute, [(hour, hour + HOUR)], "rolling_fine", "rolling")
+        store.execute("DELETE FROM hour_cells WHERE bucket = ? AND origin = ?", [hour, HOT])
+        store.execute("INSERT INTO hour_cells SELECT *, ? FROM rolling", [HOT])
+        store.execute("INSERT INTO rolled VALUES (?, 'hour', ?)", [hour, HOT])
+
+    def _execute(self, sql: str, parameters: object = None) -> Rows:
+        return self._store.execute(sql, parameters or ())  # type: ignore[arg-type]

@@ -1,0 +1,239 @@
+"""Seals days in the background: decides which, has a process of its own do it, puts the result on the shelf.
+
+A day is sealed when it has been over, and its files unchanged, for [PERFORMANCE] seal_after_minutes; again when later
+rows came; and at once when it is over and so large that loading it into the hot tables first would be of no use, as
+at the first start on a month of CSV files. Sealing has two steps: the rows, then the cells of the accounts, which
+need the rows around the day. Whatever happens in between, the CSV files are the truth and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from gpumon.clock import Now
+from gpumon.errors import StorageError
+from gpumon.server import manifest
+from gpumon.server.arrivals import Stretch
+from gpumon.server.days import FileNames
+from gpumon.server.disk import seen
+from gpumon.server.manifest import CellsManifest, RawManifest
+from gpumon.server.loading import UNREADABLE
+from gpumon.server.relations import SEALABLE, Window, quoted
+from gpumon.server.sealing.process import SealingFailed, run_job
+from gpumon.server.shelf import Shelf
+from gpumon.server.store import Store
+from gpumon.server.touched import HOUR, Touched
+
+log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS: Final = 600.0
+"""After a failure a day waits so long."""
+_READERS_SECONDS: Final = 60.0
+_OVER: Final = timedelta(minutes=1)
+_DAY: Final = timedelta(days=1)
+
+
+class Sealer:
+    """Called from one thread of its own; `exclusively` keeps others from store and folder for moments."""
+
+    def __init__(
+        self,
+        store: Store,
+        shelf: Shelf,
+        touched: Touched,
+        *,
+        folder: Path,
+        names: FileNames,
+        zone: ZoneInfo,
+        committed_sizes: Callable[[], dict[str, int]],
+        exclusively: Callable[[], AbstractContextManager[object]],
+        now: Now,
+        seal_after: timedelta,
+        memory_mb: int,
+        stale_after: timedelta,
+    ) -> None:
+        self._store = store
+        self._shelf = shelf
+        self._touched = touched
+        self._folder = folder
+        self._names = names
+        self._zone = zone
+        self._committed_sizes = committed_sizes
+        self._exclusively = exclusively
+        self._now = now
+        self._seal_after = seal_after
+        self._memory_mb = memory_mb
+        self._stale_after = stale_after
+        self._not_before: dict[date, float] = {}
+        self.sealed_days = 0
+        self.failures = 0
+
+    def seal_due(self, stopping: threading.Event) -> None:
+        """Seals what is due, day by day, oldest first."""
+        for step, due in ((self.seal_rows, self._rows_due()), (self.seal_cells, self._cells_due())):
+            for day in due:
+                if stopping.is_set():
+                    return
+                if time.monotonic() < self._not_before.get(day, 0.0):
+                    continue
+                try:
+                    step(day, stopping)
+                except (SealingFailed, StorageError, OSError, *UNREADABLE) as error:
+                    if stopping.is_set():
+                        return
+                    self.failures += 1
+                    self._not_before[day] = time.monotonic() + _AGAIN_SECONDS
+                    self._shelf.deferred.discard(day)  # it is loaded in the usual way
+                    log.error("sealing_failed day=%s error=%s retry_in=%gs", day, error, _AGAIN_SECONDS)
+        self._shelf.delete_retired(_READERS_SECONDS)
+
+    def may_defer(self, day: date) -> bool:
+        """Whether a day is over, so that it can be sealed without being loaded first."""
+        over = self._shelf.bounds(day)[1].replace(tzinfo=UTC)
+        return self._now() - over >= _OVER and day not in self._not_before
+
+    def awaited(self, hour: datetime) -> bool:
+        """Whether the cells of an hour (naive UTC) are to come with those of its day."""
+        return any(of <= hour < to for of, to in map(self._shelf.bounds, self._shelf.without_cells()))
+
+    def _rows_due(self) -> list[date]:
+        now = self._now()
+        with self._exclusively():
+            due, restless = set(self._shelf.deferred), set()
+            for name, known in self._shelf.files.items():
+                day_file = self._names.parse(name)
+                if day_file is None or day_file.table not in SEALABLE:
+                    continue
+                if not self._is_quiet(day_file.day, known.mtime_ns, now):
+                    restless.add(day_file.day)
+                elif not known.sealed or self._shelf.sealed_bytes(name) != known.size:
+                    due.add(day_file.day)
+        return sorted(due - (restless - self._shelf.deferred))
+
+    def _is_quiet(self, day: date, mtime_ns: int, now: datetime) -> bool:
+        over = self._shelf.bounds(day)[1].replace(tzinfo=UTC)
+        return (
+            now - over >= self._seal_after and now.timestamp() - mtime_ns / 1e9 >= self._seal_after.total_seconds()
+        )
+
+    def seal_rows(self, day: date, stopping: threading.Event) -> None:
+        """Seals the rows of a day as they are now. Raises SealingFailed, StorageError or OSError; then nothing has
+        changed."""
+        shelf = self._shelf
+        with self._exclusively():
+            files = self._files_of(day)
+        answer = run_job(
+            {
+                "do": "raw",
+                "day": day.isoformat(),
+                "data": str(self._folder),
+                "files": files,
+                "prefix": self._names.samples_prefix,
+                "root": str(shelf.root),
+                "stamp": shelf.stamps[0],
+                "zone": self._zone.key,
+                "memory_mb": self._memory_mb,
+            },
+            stopping,
+        )
+        folder = Path(answer["folder"])
+        raw = manifest.read(folder, RawManifest)
+        with self._exclusively():
+            misfit = shelf.misfit(raw, self._committed_sizes())
+            if misfit is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                log.info("sealing_in_vain day=%s reason=%s", day, misfit)
+                return
+            known = all(file.name in shelf.files for file in raw.files)
+            shelf.put_in(day, folder, raw, list(self._tails(raw)), known=known)
+        self.sealed_days += 1
+        log.info(
+            "day_sealed day=%s rows=%s damaged=%d seconds=%s", day, raw.rows, raw.damaged, answer.get("seconds")
+        )
+
+    def _files_of(self, day: date) -> list[dict[str, Any]]:
+        committed = self._committed_sizes()
+        files = []
+        for path in sorted(self._folder.iterdir()):
+            day_file = self._names.parse(path.name)
+            there = None if day_file is None else seen(path)
+            if day_file is None or there is None or day_file.day != day or day_file.table not in SEALABLE:
+                continue
+            size, mtime_ns = there
+            length = committed.get(path.name, size)
+            files.append({"name": path.name, "bytes": length, "mtime_ns": mtime_ns})
+        return files
+
+    def _tails(self, raw: RawManifest) -> Iterator[Stretch]:
+        """What was appended while the day was being sealed."""
+        committed = self._committed_sizes()
+        for file in raw.files:
+            day_file, length = self._names.parse(file.name), committed.get(file.name, file.bytes)
+            there = seen(self._folder / file.name)
+            if day_file is not None and there is not None and length > file.bytes:
+                yield Stretch(file.name, day_file, file.bytes, length, there[1], file.lines, sealed=True)
+
+    def _cells_due(self) -> list[date]:
+        now = self._now().astimezone(UTC).replace(tzinfo=None)
+        with self._exclusively():
+            waiting = self._shelf.deferred
+            return [
+                day
+                for day in self._shelf.without_cells()
+                if not {day - _DAY, day, day + _DAY} & waiting
+                and now >= self._shelf.bounds(day)[1] + self._touched.reach
+            ]
+
+    def seal_cells(self, day: date, stopping: threading.Event) -> None:
+        """Seals the accounts of a day whose rows are sealed. Raises as `seal_rows` does."""
+        shelf, touched = self._shelf, self._touched
+        begin, end = shelf.bounds(day)
+        folder = manifest.new_folder(shelf.root, day, "cells")
+        try:
+            with self._exclusively():
+                moves, reach, rows = touched.moves, touched.reach, shelf.folders[day]
+                self._copy_others(folder, rows, (begin - reach, end + reach))
+            run_job(
+                {
+                    "do": "cells",
+                    "day": day.isoformat(),
+                    "rows": str(rows),
+                    "folder": str(folder),
+                    "stamp": shelf.stamps[1],
+                    "begin": begin.isoformat(),
+                    "end": end.isoformat(),
+                    "reach": reach.total_seconds(),
+                    "stale_after": self._stale_after.total_seconds(),
+                    "memory_mb": self._memory_mb,
+                },
+                stopping,
+            )
+            with self._exclusively():
+                if touched.since(moves, begin - HOUR, end + HOUR) or shelf.folders.get(day) != rows:
+                    log.info("sealing_in_vain day=%s reason=rows came meanwhile", day)
+                    return
+                cells = manifest.read(folder, CellsManifest)
+                shelf.put_cells_in(day, manifest.publish(folder, cells), cells)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        log.info("cells_sealed day=%s", day)
+
+    def _copy_others(self, folder: Path, rows: Path, window: Window) -> None:
+        """Writes the rows around a day, and those in it that are not sealed in it, for the worker."""
+        self._store.look([window], without=rows)
+        for table in SEALABLE:
+            target = quoted(str(folder / f"other_{table.name}.parquet"))
+            self._store.execute(
+                f"COPY (SELECT {', '.join(table.columns)} FROM {table.name} WHERE sampled_at >= ? AND sampled_at <= ? "
+                f"ORDER BY row_id) TO {target} (FORMAT parquet)",
+                list(window),
+            )

@@ -1,0 +1,99 @@
+"""Seals the accounts of a day: its fine cells, hour by hour, and the hours made of them.
+
+Beside the day's sealed rows there are, in the folder that it writes to, `other_samples.parquet` and
+`other_pod_usage.parquet`: the rows around the day, and those in it that are not sealed in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from gpumon.server.accounts.cells import CELL_ORDER, CREATE_CELLS
+from gpumon.server.accounts.hourly import hours_of
+from gpumon.server.accounts.rolling import roll
+from gpumon.server.database import Database, Rows
+from gpumon.server.manifest import MANIFEST, CellsManifest, outputs_of
+from gpumon.server.relations import SEALABLE, quoted
+from gpumon.server.touched import FINE, HOUR
+
+_FILE: Final = 2**40
+Run = tuple[datetime, datetime]
+
+
+class CellsJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="cells"):
+    """A day from `begin` to `end` (naive UTC) whose rows are in the folder `rows`; `folder` is written to.
+    `reach` and `stale_after` are seconds."""
+
+    day: date
+    rows: str
+    folder: str
+    stamp: str
+    begin: datetime
+    end: datetime
+    reach: float
+    stale_after: float
+    memory_mb: int
+
+
+def seal_cells(job: CellsJob) -> dict[str, Any]:
+    """Does the job; gives the folder, which is not published yet. Raises StorageError or OSError."""
+    folder = Path(job.folder)
+    work = folder / "work.duckdb"
+    database = Database.open(work, memory_mb=job.memory_mb, threads=2, temp_folder=folder / "tmp")
+    try:
+        _make(database, job, folder)
+    finally:
+        database.close()
+    for left in (work, work.with_name("work.duckdb.wal"), *folder.glob("other_*.parquet")):
+        left.unlink(missing_ok=True)
+    buckets, hours = runs_within(job.begin, job.end)
+    cells = CellsManifest(
+        stamp=job.stamp,
+        day=job.day,
+        raw=Path(job.rows).name,
+        fine=[(buckets[0][0], buckets[-1][1])] if buckets else [],
+        hours=[(hours[0][0], hours[-1][1])] if hours else [],
+        outputs=outputs_of(folder),
+    )
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(cells))
+    return {"folder": job.folder}
+
+
+def runs_within(begin: datetime, end: datetime) -> tuple[list[Run], list[Run]]:
+    """The fine buckets and the hours that lie within a stretch of time."""
+    return _within(begin, end, FINE), _within(begin, end, HOUR)
+
+
+def _within(begin: datetime, end: datetime, length: timedelta) -> list[Run]:
+    first = begin + (datetime.min - begin) % length
+    return [(first + number * length, first + (number + 1) * length) for number in range((end - first) // length)]
+
+
+def _make(database: Database, job: CellsJob, folder: Path) -> None:
+    def execute(sql: str, parameters: Mapping[str, Any] | None = None) -> Rows:
+        return database.execute(sql, parameters or ())
+
+    for table in SEALABLE:
+        files = (Path(job.rows) / f"{table.name}.parquet", folder / f"other_{table.name}.parquet")
+        execute(
+            f"CREATE VIEW {table.name} AS SELECT *, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
+            f"FROM read_parquet([{', '.join(quoted(str(file)) for file in files)}])"
+        )
+    for name in ("fine", "hours"):
+        execute(f"CREATE TABLE {name} {CREATE_CELLS}")
+    buckets, hours = runs_within(job.begin, job.end)
+    for start in range(0, len(buckets), HOUR // FINE):
+        part = buckets[start : start + HOUR // FINE]
+        roll(execute, part, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
+    if hours:
+        hours_of(execute, hours, "fine", "hours")
+    for name in ("fine", "hours"):
+        execute(
+            f"COPY (FROM {name} ORDER BY {CELL_ORDER}) TO {quoted(str(folder / f'{name}.parquet'))} "
+            "(FORMAT parquet, COMPRESSION zstd)"
+        )

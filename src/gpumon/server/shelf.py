@@ -1,0 +1,368 @@
+"""The sealed days as the store knows them: adopts what was sealed, takes out what is no longer so.
+
+The folders (see `manifest`) say what is sealed; the store's tables repeat it, so that one transaction moves a day
+from the hot tables to its Parquet files. A folder that does not fit the CSV files any more is thrown away: its rows
+are loaded from the CSV again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from gpumon.server import manifest
+from gpumon.server.arrivals import Arrivals, Stretch
+from gpumon.server.days import FileNames, local_midnight
+from gpumon.server.disk import seen
+from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
+from gpumon.server.readings import COLUMNS, levels_of
+from gpumon.server.relations import SEALABLE, hot, quoted
+from gpumon.server.store import Store
+from gpumon.server.touched import HOUR, Touched
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """How much of a file is in the store: up to which byte and line, and whether that much is sealed."""
+
+    size: int
+    mtime_ns: int
+    lines: int
+    sealed: bool
+
+
+class Shelf:
+    """Used by whoever has the store for itself (see `CatchUp.exclusively`)."""
+
+    def __init__(
+        self,
+        store: Store,
+        arrivals: Arrivals,
+        touched: Touched,
+        folder: Path,
+        names: FileNames,
+        zone: ZoneInfo,
+        stamps: tuple[str, str],
+    ) -> None:
+        self._store = store
+        self._arrivals = arrivals
+        self._touched = touched
+        self._folder = folder
+        self._names = names
+        self._zone = zone
+        self.stamps = stamps
+        self.root = folder / ".gpumon" / "sealed"
+        self.files: dict[str, Known] = {}
+        self.days: dict[date, RawManifest] = {}
+        self.folders: dict[date, Path] = {}
+        self.cells: dict[date, Path] = {}
+        self.spoiled: set[date] = set()
+        self.deferred: set[date] = set()
+        """Days that are over whose files wait to be sealed without having been loaded."""
+        self._retired: list[Path] = []
+
+    def is_sealed(self, day: date, name: str) -> bool:
+        """Whether a file is part of what is sealed of a day."""
+        return day in self.days and any(file.name == name for file in self.days[day].files)
+
+    def sealed_bytes(self, name: str) -> int | None:
+        """Up to which byte a file is sealed; None of one that is not."""
+        day = self._day_of(name)
+        files = self.days[day].files if day in self.days else []
+        return next((file.bytes for file in files if file.name == name), None)
+
+    def without_cells(self) -> list[date]:
+        """The sealed days with rows whose cells are missing or out of date, oldest first."""
+        return sorted(
+            day
+            for day, raw in self.days.items()
+            if raw.has_rows and (day not in self.cells or day in self.spoiled)
+        )
+
+    def bounds(self, day: date) -> tuple[datetime, datetime]:
+        """When a local day begins and ends, naive UTC."""
+        begin, end = (local_midnight(day + timedelta(days=n), self._zone).astimezone(UTC) for n in (0, 1))
+        return begin.replace(tzinfo=None), end.replace(tzinfo=None)
+
+    # -- what the files say ------------------------------------------------------------------------------------
+
+    def remember(self, stretch: Stretch) -> None:
+        """Notes that a stretch is in the hot tables."""
+        self.files[stretch.name] = Known(stretch.end, stretch.mtime_ns, stretch.lines, stretch.sealed)
+
+    def note(self, name: str, known: Known) -> None:
+        """Notes anew how much of a file is in. Raises DatabaseError."""
+        self._write(name, known)
+        self.files[name] = known
+
+    def forget(self, name: str) -> None:
+        """A file is gone from the store."""
+        self.files.pop(name, None)
+
+    def _write(self, name: str, known: Known) -> None:
+        self._store.execute("DELETE FROM files WHERE name = ?", [name])
+        self._store.execute(
+            "INSERT INTO files VALUES (?, ?, ?, ?, ?)",
+            [name, known.size, known.mtime_ns, known.lines, known.sealed],
+        )
+
+    # -- what the folders say ----------------------------------------------------------------------------------
+
+    def open(self, committed: Mapping[str, int]) -> None:
+        """Reads what the store and the folders say, and makes the store fit the folders. Raises DatabaseError."""
+        self.files = {
+            name: Known(size, mtime_ns, lines, sealed)
+            for name, size, mtime_ns, lines, sealed in self._store.execute("FROM files")
+        }
+        in_store: dict[date, str] = dict(self._store.execute("SELECT day, folder FROM sealed"))
+        cells_in_store: dict[date, str | None] = dict(self._store.execute("SELECT day, cells FROM sealed"))
+        self.days, self.folders, self.cells = {}, {}, {}
+        self.spoiled.clear()
+        found = manifest.find(self.root, *self.stamps)
+        for day, folder in in_store.items():
+            if day not in found or str(found[day].folder) != folder:
+                self._take_out(day)
+        for day, there in found.items():
+            misfit = self.misfit(there.raw, committed)
+            if misfit is not None:
+                log.warning("sealed_day_left day=%s reason=%s", day, misfit)
+                self._take_out(day)
+                shutil.rmtree(there.folder.parent, ignore_errors=True)
+                continue
+            if in_store.get(day) != str(there.folder):
+                with self._store.transaction():
+                    self._put_in(day, there.folder, there.raw)
+                    self.touch(there.raw)
+                self._note(day, there.folder, there.raw)
+            else:
+                self.days[day], self.folders[day] = there.raw, there.folder
+            if there.cells is not None and there.cells_folder is not None:
+                self.cells[day] = there.cells_folder
+                if cells_in_store.get(day) != str(there.cells_folder):
+                    with self._store.transaction():
+                        self._put_cells_in(day, there.cells_folder, there.cells)
+            elif cells_in_store.get(day) is not None:
+                with self._store.transaction():
+                    self._take_cells_out(day)
+
+    def misfit(self, raw: RawManifest, committed: Mapping[str, int]) -> str | None:
+        """Why what was sealed does not fit the CSV files, as a sentence; None when it does."""
+        for file in raw.files:
+            there = seen(self._folder / file.name)
+            if not raw.has_rows:
+                if there is not None and there[0] >= file.bytes:
+                    return f"{file.name} is back"
+                continue
+            if there is None:
+                return f"{file.name} is gone"
+            size, mtime_ns = there
+            known = self.files.get(file.name)
+            mtimes = {file.mtime_ns, file.mtime_ns if known is None else known.mtime_ns}
+            length = committed.get(file.name)
+            if (length is None and size != file.bytes) or (length is not None and length < file.bytes):
+                return f"{file.name} has another length"
+            if size == file.bytes and mtime_ns not in mtimes:
+                return f"{file.name} was edited"
+        return None
+
+    # -- moves -------------------------------------------------------------------------------------------------
+
+    def put_in(self, day: date, folder: Path, raw: RawManifest, tails: Sequence[Stretch], *, known: bool) -> None:
+        """Takes a day's rows from the hot tables to what was sealed of them, in one transaction; `tails` are what
+        its files have beyond that. `known`: the rows were in the hot tables. Raises DatabaseError, or one of
+        `arrivals.UNREADABLE`."""
+        read = [self._arrivals.read(tail, number) for number, tail in enumerate(tails)]
+        old = self.folders.get(day)
+        with self._store.transaction():
+            self._put_in(day, folder, raw)
+            if not known:
+                self.touch(raw)
+            self._arrivals.move_in(read, known=True)
+        self._note(day, folder, raw)
+        for tail in read:
+            self.remember(tail)
+        self._arrivals.after(read)
+        if not known:
+            self._store.remember_latest()
+        if old is not None and old != folder:
+            self._leave(old)
+
+    def put_cells_in(self, day: date, folder: Path, cells: CellsManifest) -> None:
+        """Takes a day's cells into the rollups of the accounts. Raises DatabaseError."""
+        old = self.cells.get(day)
+        with self._store.transaction():
+            self._put_cells_in(day, folder, cells)
+        self.cells[day] = folder
+        self.spoiled.discard(day)
+        if old is not None and old != folder:
+            self._leave(old)
+
+    def remove(self, day: date, reason: str) -> None:
+        """Takes a day out: its rows are loaded from the CSV again. Raises DatabaseError."""
+        log.warning("sealed_day_left day=%s reason=%s", day, reason)
+        folder = self.folders.get(day)
+        self._take_out(day)
+        if folder is not None:
+            self._leave(folder)
+        if day in self.cells:
+            self._leave(self.cells.pop(day))
+        self._store.remember_latest()
+
+    def spoil(self, days: Iterable[str]) -> None:
+        """Some cells of these days (YYYYMMDD) are out of date, by rows that are about to be in the store: they are
+        to be made anew, also when the server is killed now."""
+        for name in days:
+            day = datetime.strptime(name, DAY_FORM).date()
+            if day in self.cells:
+                manifest.spoil(self.cells[day])
+                self.spoiled.add(day)
+
+    def drop_rows(self, day: date) -> None:
+        """The day's CSV files are about to be deleted on purpose: its rows go, its rollups stay. Raises
+        DatabaseError or OSError."""
+        folder, raw = self.folders[day], self.days[day]
+        raw = self.days[day] = manifest.without_rows(folder, raw)
+        names = [file.name for file in raw.files]
+        with self._store.transaction():
+            for name in names:
+                self._forget_rows(name)
+            self._store.execute("UPDATE sealed SET has_rows = false WHERE day = ?", [day])
+        for name in names:
+            self.files.pop(name, None)
+        self._store.remember_latest()
+        self._retired += [folder / name for name in manifest.RAW_ROWS]
+
+    def renamed(self, old: str, new: str, size: int, mtime_ns: int) -> None:
+        """A file was compressed: its rows are the same. Raises DatabaseError or OSError."""
+        known = self.files.pop(old, None)
+        if known is None:
+            return
+        day_file = self._names.parse(old)
+        assert day_file is not None
+        with self._store.transaction():
+            if day_file.table in SEALABLE:
+                self._store.execute(f"UPDATE {hot(day_file.table)} SET file = ? WHERE file = ?", [new, old])
+            else:
+                self._store.execute(f"UPDATE {day_file.table.name} SET file = ? WHERE file = ?", [new, old])
+            self._store.execute("UPDATE readings SET file = ? WHERE file = ?", [new, old])
+            self._store.execute("DELETE FROM files WHERE name = ?", [old])
+            self._write(new, Known(size, mtime_ns, known.lines, known.sealed))
+        self.files[new] = Known(size, mtime_ns, known.lines, known.sealed)
+        folder, raw = self.folders.get(day_file.day), self.days.get(day_file.day)
+        if known.sealed and folder is not None and raw is not None:
+            self.days[day_file.day] = manifest.renamed(folder, raw, old, new, size, mtime_ns)
+
+    def delete_retired(self, timeout_seconds: float) -> None:
+        """Deletes what is no longer used, when nobody reads it any more."""
+        retired = list(self._retired)
+        if not retired or not self._store.wait_for_readers(timeout_seconds):
+            return
+        for path in retired:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            self._retired.remove(path)
+
+    def touch(self, raw: RawManifest) -> None:
+        """Rows were sealed that have not been in the store before: what is rolled around them is out of date; inside
+        the caller's transaction. Raises DatabaseError."""
+        if raw.first_at is not None and raw.last_at is not None:
+            self._touched.note_sealed(raw.longest_interval, raw.unstated)
+            self._touched.mark([(raw.first_at, raw.last_at)])
+            self.spoil(self._touched.take_stale_days())
+
+    # -- inside transactions -----------------------------------------------------------------------------------
+
+    def _put_in(self, day: date, folder: Path, raw: RawManifest) -> None:
+        store, key = self._store, _key(day)
+        for file in raw.files:
+            self._forget_rows(file.name)
+            if raw.has_rows:
+                self._write(file.name, Known(file.bytes, file.mtime_ns, file.lines, sealed=True))
+        store.execute("DELETE FROM readings WHERE file = ?", [key])
+        store.execute("DELETE FROM levels WHERE day = ?", [day])
+        store.execute("DELETE FROM sealed WHERE day = ?", [day])
+        source = f"read_parquet({quoted(str(folder / 'readings.parquet'))})"
+        store.execute(f"INSERT INTO readings SELECT {', '.join(COLUMNS)}, ? FROM {source}", [key])
+        store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
+        cells = self.cells.get(day)
+        store.execute(
+            "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                day, str(folder), raw.has_rows, None if cells is None else str(cells),
+                raw.first_at, raw.last_at, raw.longest_interval, raw.unstated,
+            ],
+        )  # fmt: skip
+
+    def _note(self, day: date, folder: Path, raw: RawManifest) -> None:
+        self.days[day], self.folders[day] = raw, folder
+        if raw.has_rows:
+            for file in raw.files:
+                self.files[file.name] = Known(file.bytes, file.mtime_ns, file.lines, sealed=True)
+        self.deferred.discard(day)
+        self._touched.note_sealed(raw.longest_interval, raw.unstated)
+
+    def _put_cells_in(self, day: date, folder: Path, cells: CellsManifest) -> None:
+        store, key = self._store, _key(day)
+        for level, runs in (("fine", cells.fine), ("hour", cells.hours)):
+            step = "5 MINUTES" if level == "fine" else "1 HOUR"
+            for of, to in runs:
+                store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
+                store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
+                store.execute(
+                    f"INSERT INTO rolled SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})), ?, ?",
+                    [of, to, level, key],
+                )
+        source = f"read_parquet({quoted(str(folder / 'hours.parquet'))})"
+        store.execute(f"INSERT INTO hour_cells BY NAME SELECT *, '{key}' AS origin FROM {source}")
+        store.execute("UPDATE sealed SET cells = ? WHERE day = ?", [str(folder), day])
+        of, to = self.bounds(day)
+        self._touched.done([hour for hour in self._touched.hours if of <= hour and hour + HOUR <= to])
+
+    def _take_cells_out(self, day: date) -> None:
+        self._store.execute("DELETE FROM rolled WHERE origin = ?", [_key(day)])
+        self._store.execute("DELETE FROM hour_cells WHERE origin = ?", [_key(day)])
+        self._store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
+
+    def _take_out(self, day: date) -> None:
+        known = self._store.execute("SELECT first_at, last_at FROM sealed WHERE day = ?", [day])
+        with self._store.transaction():
+            self._take_cells_out(day)
+            self._store.execute("DELETE FROM readings WHERE file = ?", [_key(day)])
+            self._store.execute("DELETE FROM levels WHERE day = ?", [day])
+            self._store.execute("DELETE FROM sealed WHERE day = ?", [day])
+            names = [name for name in self.files if self.files[name].sealed and self._day_of(name) == day]
+            for name in names:
+                self._forget_rows(name)
+                self._store.execute("DELETE FROM files WHERE name = ?", [name])
+            # What the last sample of the day said of the next one, and the other way round.
+            self._touched.mark([(instant, instant) for row in known for instant in row if instant is not None])
+        for name in names:
+            self.files.pop(name)
+        self.days.pop(day, None)
+        self.folders.pop(day, None)
+
+    def _forget_rows(self, name: str) -> None:
+        for table in SEALABLE:
+            self._store.execute(f"DELETE FROM {hot(table)} WHERE file = ?", [name])
+        self._store.execute("DELETE FROM readings WHERE file = ?", [name])
+        self._store.execute("DELETE FROM files WHERE name = ?", [name])
+
+    def _day_of(self, name: str) -> date | None:
+        day_file = self._names.parse(name)
+        return None if day_file is None else day_file.day
+
+    def _leave(self, path: Path) -> None:
+        self._retired.append(path)
+
+
+def _key(day: date) -> str:
+    return day.strftime(DAY_FORM)
