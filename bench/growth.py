@@ -74,9 +74,9 @@ def grow(folder: Path, gpus: int, days: int, step: int, requests: int, *, sealed
             began = time.monotonic()
             for path in sorted(aside.glob("*.csv"), reverse=True):
                 path.rename(folder / path.name)
-            _wait_until_in(server, day, written, size)
+            _wait_until_in(server, day, written)
             if sealed:
-                _wait_until_sealed(server, number + 1, size)
+                server.wait_until_sealed(number + 1)
             size.sealing_seconds.append(time.monotonic() - began)
             size.samples += written
         sealed_folder = folder / ".gpumon" / "sealed"
@@ -84,27 +84,18 @@ def grow(folder: Path, gpus: int, days: int, step: int, requests: int, *, sealed
         scene = Scene(today - timedelta(days=1), days, fetch(server.port, Asked("GET", "/api/gpus"))["data"])
         for question in questions(scene):
             size.latencies[question.name] = measure(server.port, question.ask, requests, BUDGET_SECONDS)
-        size.server_mib = server.resident_mib()[1]
+        size.server_mib, size.sealer_mib = server.resident_mib()[1], server.children_mib
     return size
 
 
-def _wait_until_in(server: Served, day: date, samples: int, size: Size) -> None:
-    """Waits until all samples of a day are in the answers; notes the memory of what the server starts."""
+def _wait_until_in(server: Served, day: date, samples: int) -> None:
+    """Waits until all samples of a day are in the answers."""
     body = json.dumps({"start_date": str(day), "end_date": str(day)})
     end = time.monotonic() + _PATIENCE_SECONDS
     while fetch(server.port, Asked("POST", "/api/gpu/statistics", body))["data"]["samples"] != samples:
-        size.sealer_mib = max(size.sealer_mib, server.children_mib())
         if time.monotonic() > end:
             raise SystemExit(f"{day} is not complete in the answers after {_PATIENCE_SECONDS} s")
-        time.sleep(0.2)
-
-
-def _wait_until_sealed(server: Served, days: int, size: Size) -> None:
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while server.sealed_days() < days:
-        size.sealer_mib = max(size.sealer_mib, server.children_mib())
-        if time.monotonic() > end:
-            raise SystemExit(f"{server.sealed_days()} of {days} days are sealed after {_PATIENCE_SECONDS} s")
+        server.look()
         time.sleep(0.2)
 
 

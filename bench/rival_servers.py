@@ -2,8 +2,8 @@
 
 The series are those that a user's questions need: of each GPU its utilisation, power and memory, of each pod on a
 GPU the share that it holds and its use. VictoriaMetrics takes JSON lines over HTTP, Prometheus blocks that its own
-`promtool` makes of OpenMetrics text, two hours each, which it then compacts itself. The times of loading hold no
-reading of the CSV.
+`promtool` makes of OpenMetrics text, two hours each, which it then compacts itself. The times of loading are what
+these programs take, without the reading of the CSV and the writing of their formats.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from bench.served import cpu_seconds, free_port, resident_mib, wait_for
+from bench.agent import cpu_seconds, resident_mib
+from bench.served import free_port, wait_for
 
 PACKAGES = ("victoria-metrics", "prometheus")
 BLOCK = timedelta(hours=2)
-_QUIET_SECONDS = 10
+_QUIET_SECONDS = 75
+"""Prometheus looks once a minute whether there is something to compact."""
 _GPU = {"gpu_utilization": "utilization_gpu", "gpu_power_watts": "power_draw", "gpu_memory_used": "memory_used"}
 _POD = {"pod_gpu_share": "gpu_share", "pod_gpu_utilization": "utilization"}
 _GPU_LABELS = ("node", "gpu_uuid")
@@ -128,13 +130,13 @@ class Rival:
         return resident_mib(self.process.pid, "VmRSS"), resident_mib(self.process.pid, "VmHWM")
 
     def wait_until_quiet(self) -> float:
-        """Waits until its merging and compacting is over; gives the seconds."""
-        began, before = time.monotonic(), cpu_seconds(self.process.pid)
+        """Waits until it has nothing left to merge or compact; gives the CPU seconds that it took for that."""
+        began = before = cpu_seconds(self.process.pid)
         while True:
             time.sleep(_QUIET_SECONDS)
             now = cpu_seconds(self.process.pid)
-            if now - before < 0.05 * _QUIET_SECONDS:
-                return time.monotonic() - began - _QUIET_SECONDS
+            if now - before < 0.02 * _QUIET_SECONDS:
+                return now - began
             before = now
 
 
@@ -143,7 +145,7 @@ def victoria_metrics(programs: Path, samples: Samples, days: Sequence[date], fol
     """VictoriaMetrics with these days."""
     port = free_port()
     options = [f"-storageDataPath={folder}", f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=100y"]
-    with _running([programs / "victoria-metrics", *options]) as process:
+    with _running([str(programs / "victoria-metrics"), *options]) as process:
         wait_for(port, "/health", process, 60)
         rival = Rival("VictoriaMetrics", folder, port, process, 0.0, 0)
         with TemporaryDirectory(dir=folder.parent) as aside:
@@ -172,14 +174,15 @@ def prometheus(programs: Path, samples: Samples, days: Sequence[date], folder: P
                 if rows:
                     values += rows
                     began = time.monotonic()
-                    command = [programs / "promtool", "tsdb", "create-blocks-from", "openmetrics", text, folder]
+                    command = [str(programs / "promtool"), "tsdb", "create-blocks-from", "openmetrics"]
+                    command += [str(text), str(folder)]
                     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                     seconds += time.monotonic() - began
     port = free_port()
     empty = folder / "prometheus.yml"
     empty.write_text("")
-    options = [f"--config.file={empty}", f"--storage.tsdb.path={folder}", "--storage.tsdb.retention.time=100y"]
-    command = [programs / "prometheus", *options, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
+    command = [str(programs / "prometheus"), f"--config.file={empty}", f"--web.listen-address=127.0.0.1:{port}"]
+    command += [f"--storage.tsdb.path={folder}", "--storage.tsdb.retention.time=100y"]
     with _running(command) as process:
         wait_for(port, "/-/ready", process, 600)
         rival = Rival("Prometheus", folder, port, process, seconds, values)
@@ -188,7 +191,7 @@ def prometheus(programs: Path, samples: Samples, days: Sequence[date], folder: P
 
 
 @contextmanager
-def _running(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]:
+def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process

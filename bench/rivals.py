@@ -4,8 +4,9 @@
 
 The data is that of `bench.queries`. Each question is written as its users would, the values of the answers are
 compared with gpumon's, and the table says how far they differ at most and whether that is within what the meanings
-allow; where these differ, it is said beside the question. One server runs at a time, with its default settings:
-VictoriaMetrics keeps the answers to ranges with steps, and these are asked again and again.
+allow; where these differ, it is said beside the question. One server runs at a time, with its default settings.
+VictoriaMetrics keeps what it answered, and the same is asked again and again: VictoriaMetrics* is without that, as
+gpumon and Prometheus are, and as when the end of the range moves on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from bench.queries import BUDGET_SECONDS, generate
 from bench.rival_questions import Compared, Scene, Values, questions
 from bench.rival_servers import Rival, Samples, programs, prometheus, victoria_metrics
 from bench.sending import newest
-from bench.served import Latencies, fetch, machine, measure, served, size_of
+from bench.served import Asked, Latencies, fetch, machine, measure, served, size_of
 
 REQUESTS = 50
 SERVERS = ("gpumon", "victoria-metrics", "prometheus")
@@ -61,16 +62,19 @@ def ask_gpumon(folder: Path, scene: Scene, asked: Sequence[Compared], requests: 
     return column
 
 
-def ask_rival(rival: Rival, asked: Sequence[Compared], requests: int) -> Column:
-    """Measures one of the others."""
-    column = Column(rival.name)
+def ask_rival(rival: Rival, asked: Sequence[Compared], requests: int, *, cached: bool = True) -> Column:
+    """Measures one of the others; `cached` tells whether it may keep answers."""
+    column = Column(rival.name if cached else f"{rival.name}*")
     for question in asked:
         if question.of_rival is None:
             continue
-        found = measure(rival.port, question.of_rival, requests, BUDGET_SECONDS)
+        wanted = question.of_rival(0)
+        if not cached:
+            wanted = replace(wanted, path=f"{wanted.path}&nocache=1")
+        found = measure(rival.port, _always(wanted), requests, BUDGET_SECONDS)
         column.latencies[question.name] = found
         if found.status == 200:
-            result = fetch(rival.port, question.of_rival(0))["data"]["result"]
+            result = fetch(rival.port, wanted)["data"]["result"]
             column.values[question.name] = question.rival_values(result)
     now, highest = rival.resident_mib()
     size = size_of(rival.folder, "*")
@@ -79,6 +83,10 @@ def ask_rival(rival: Rival, asked: Sequence[Compared], requests: int) -> Column:
         f"({size / rival.values:.2f} bytes a value), {now:.0f} MiB resident, {highest:.0f} highest"
     )
     return column
+
+
+def _always(asked: Asked) -> Callable[[int], Asked]:
+    return lambda _: asked
 
 
 def difference(ours: Values | None, theirs: Values | None, tolerance: float) -> str:
@@ -170,6 +178,8 @@ def main() -> None:
                 (aside / name).mkdir()
                 with start(programs(options.cache), Samples(folder), days_of(folder), aside / name) as rival:
                     columns.append(ask_rival(rival, asked, options.requests))
+                    if name == "victoria-metrics":
+                        columns.append(ask_rival(rival, asked, options.requests, cached=False))
                 shutil.rmtree(aside / name)
         for line in table(asked, columns):
             print(line)

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,7 +60,7 @@ def _tail(folder: Path, pattern: str) -> list[dict[str, str]]:
 
 def cells(fields: tuple[Field, ...], row: dict[str, str]) -> dict[str, Any]:
     """A row's cells as they come over the wire; empty ones are left out."""
-    read = {"int": int, "float": float, "bool": "true".__eq__}
+    read: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": "true".__eq__}
     return {field.name: read.get(field.kind, str)(row[field.name]) for field in fields if row[field.name]}
 
 

@@ -47,7 +47,7 @@ class Latencies:
 
 
 def measure(port: int, ask: Callable[[int], Asked], requests: int, budget_seconds: float) -> Latencies:
-    """Asks so many times over one kept-alive connection, one after the other; less often when the budget is
+    """Asks once and then so many times over one kept-alive connection, in turn; less often when the budget is
     spent. `ask` is given the request's number."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=budget_seconds + 600)) as connection:
         connection.connect()
@@ -108,6 +108,8 @@ class Served:
         self.port = port
         self._process = process
         self.ready_seconds = 0.0
+        self.children_mib = 0.0
+        """Highest resident memory that `look` has seen of a process that the server started, MiB."""
 
     def wait(self) -> None:
         """Waits until all of the folder is in the answers."""
@@ -121,14 +123,12 @@ class Served:
         """Resident memory now and at its highest, MiB."""
         return resident_mib(self._process.pid, "VmRSS"), resident_mib(self._process.pid, "VmHWM")
 
-    def children_mib(self) -> float:
-        """Highest resident memory so far of any process that the server has started and that still runs, MiB."""
-        highest = 0.0
+    def look(self) -> None:
+        """Takes note of the memory of the processes that the server has started and that still run."""
         with contextlib.suppress(OSError, StopIteration):  # it ends while it is looked at
             for thread in Path(f"/proc/{self._process.pid}/task").iterdir():
                 for child in (thread / "children").read_text().split():
-                    highest = max(highest, resident_mib(int(child), "VmHWM"))
-        return highest
+                    self.children_mib = max(self.children_mib, resident_mib(int(child), "VmHWM"))
 
     def sealed_days(self) -> int:
         """Days whose rows and cells are on disk in their final form."""
@@ -141,6 +141,7 @@ class Served:
         while self.sealed_days() < days:
             if time.monotonic() > began + seconds:
                 raise SystemExit(f"{self.sealed_days()} of {days} days are sealed after {seconds:.0f} s")
+            self.look()
             time.sleep(0.2)
         return time.monotonic() - began
 

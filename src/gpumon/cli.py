@@ -46,15 +46,26 @@ def cli() -> None:
 
 @cli.command()
 @_CONFIG
-def server(config: Path | None) -> None:
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Instead of serving, make all that is derived anew from the CSV files, and report what was found. The "
+    "server must be stopped. Exit code 1 where a file or a line could not be read.",
+)
+def server(config: Path | None, rebuild: bool) -> None:
     """Run the server: receive samples, write daily CSV files, answer queries."""
     with installed("server"):
+        from gpumon.server.rebuilding import rebuild as make_anew  # noqa: PLC0415
         from gpumon.server.serve import ServerProcess  # noqa: PLC0415
     from gpumon.server.settings import ENVIRONMENT_PREFIX, ServerSettings  # noqa: PLC0415
 
     settings, notes = read_settings(ServerSettings, config, Path("config/server_config.ini"), ENVIRONMENT_PREFIX)
     level = "DEBUG" if settings.server.debug else settings.logging.log_level
     with logging_as(settings.logging, level, notes):
+        if rebuild:
+            report = make_anew(settings, click.echo)
+            click.echo(report.text())
+            sys.exit(0 if report.ok else 1)
         process = ServerProcess(settings)
         on_signal(process.stop)
         process.run()

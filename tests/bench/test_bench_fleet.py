@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.fleet import open_fleet
+from bench.sending import cells
 
-from gpumon.model.field import Field
 from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import USE_FIELDS
 from tests.server.conftest import serving, settings_for
@@ -25,12 +25,6 @@ STEP = 1800
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def cells(fields: tuple[Field, ...], row: dict[str, str]) -> dict[str, Any]:
-    """The row's cells as they come over the wire; empty ones are left out."""
-    read = {"int": int, "float": float, "bool": "true".__eq__}
-    return {field.name: read.get(field.kind, str)(row[field.name]) for field in fields if row[field.name]}
 
 
 def batches(folder: Path) -> Iterator[list[dict[str, Any]]]:

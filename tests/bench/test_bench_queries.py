@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.growth import grow, table
 from bench.queries import Line, generate, idle_lines, loaded_lines, questions, scene_of
+from bench.rivals import difference
 from bench.served import Asked, Latencies, fetch, served
 
 GPUS = 16
@@ -18,12 +20,12 @@ def test_every_question_is_answered_idle_and_while_samples_come_in(tmp_path: Pat
         scene = scene_of(server)
         assert (len(scene.gpus), scene.days) == (GPUS, 1)
         asked = questions(scene)
-        lines = list(idle_lines(server, asked, requests=2))
+        lines = list(idle_lines(server, asked, requests=0))
         assert [line.name for line in lines] == [question.name for question in asked]
         unanswered = {line.name: line.found.status for line in lines if line.found.status != 200}
         assert {name.split()[0] for name in unanswered} <= TO_COME, unanswered
         before = fetch(server.port, Asked("POST", "/api/gpu/realtime", "{}"))["data"]["samples"]
-        *loaded, told = loaded_lines(server, asked[:2], requests=2, rate=800)
+        *loaded, told = loaded_lines(server, asked[:2], requests=0, rate=800)
         assert [line.found.status for line in loaded if isinstance(line, Line)] == [200, 200]
         assert "rows/s in" in str(told)
         after = fetch(server.port, Asked("POST", "/api/gpu/realtime", "{}"))["data"]["samples"]
@@ -36,3 +38,21 @@ def test_a_question_that_is_too_slow_or_fails_is_missed() -> None:
     assert str(Line("fast", 30, Latencies(200, 99.0, taken))).endswith("1.00  ok")
     assert str(Line("gone", 15, Latencies(404, 1.0, [1.0]))).endswith("answer 404  MISSED")
     assert "MISSED" not in str(Line("no aim", None, Latencies(200, 99.0, taken)))
+
+
+def test_a_fleet_that_grows_day_by_day_is_asked_the_same(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    size = grow(tmp_path / "data", gpus=2, days=2, step=3600, requests=0, sealed=False)
+    assert 2 * 2 * 20 < size.samples <= 2 * 2 * 24
+    assert len(size.sealing_seconds) == 2
+    told = table([size]).splitlines()
+    assert f"{size.samples}" in told[1]
+    assert set(size.latencies) <= {line[:40].strip() for line in told}
+
+
+def test_answers_are_equal_within_the_tolerance_and_by_the_same_keys() -> None:
+    ours = {"a": 100.0, "b": 0.0}
+    assert difference(ours, {"a": 100.1, "b": 0.0}, 0.001).startswith("equal: 2 values")
+    assert difference(ours, {"a": 100.2, "b": 0.0}, 0.001).startswith("DIFFERENT")
+    assert difference(ours, {"a": 100.0}, 0.001).startswith("NOT THE SAME KEYS (1 more, 0 missing)")
+    assert difference(ours, None, 0.001) == "-"

@@ -29,6 +29,7 @@ class Bench:
 
     def __init__(self, posted: Iterable[dict[str, Any]], reach: timedelta) -> None:
         self.reach = reach
+        self.days: list[Run] = []
         self.hours: list[Run] = []
         self.fine: list[Run] = []
         self._database = duckdb.connect(config={"threads": "2"})
@@ -36,7 +37,7 @@ class Bench:
         for table in (SAMPLES, POD_USAGE, POD_LABELS):
             name = table.name if table is POD_LABELS else f"hot_{table.name}"
             self.execute(f"CREATE TABLE {name} {table.create}")
-        for name in ("fine_cells", "hour_cells"):
+        for name in ("fine_cells", "hour_cells", "day_cells"):
             self.execute(f"CREATE TABLE {name} {CREATE_CELLS}")
         rows: dict[str, list[list[Any]]] = {}
         for sample in posted:
@@ -59,7 +60,7 @@ class Bench:
         self._database.close()
 
     def roll(self, begin: datetime, end: datetime) -> None:
-        """Makes the cells of these whole hours."""
+        """Makes the cells of these whole hours, as if they were a day."""
         with self.reading() as reading:
             hour = begin
             while hour < end:
@@ -68,6 +69,7 @@ class Bench:
                 rolling.roll(reading.select, buckets, self.reach, STALE, "fine_cells")
                 hour += HOUR
             hourly.hours_of(reading.select, [(begin, end)], "fine_cells", "hour_cells")
+            hourly.whole_of(reading.select, (begin, end), "hour_cells", "day_cells")
 
     def answers(self, now: datetime, prices: Sequence[Price] = (), labels: str | None = None) -> Answers:
         return Answers(
@@ -101,7 +103,7 @@ class BenchReading:
         return self._cursor.execute(sql, dict(parameters or {})).fetchall()
 
     def coverage(self, start: datetime, end: datetime) -> Coverage:
-        return Coverage(self._bench.hours, self._bench.fine, self._bench.reach)
+        return Coverage(self._bench.hours, self._bench.fine, self._bench.reach, self._bench.days)
 
     def rows_of(self, windows: Sequence[Run]) -> None:
         where = " OR ".join(f"sampled_at BETWEEN '{of}' AND '{to}'" for of, to in windows) or "FALSE"

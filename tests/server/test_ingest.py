@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from gpumon.errors import StorageBusy, StorageError
 from gpumon.server import parts
 from gpumon.server.accept import Accepted
-from gpumon.server.csvlog import CsvLog
+from gpumon.server.api.receive import PATH, DirectRoute
+from gpumon.server.csvlog import CsvLog, render
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
 from gpumon.server.serve import ServerProcess
 from tests.processes import until
-from tests.samples import sample
+from tests.samples import full_sample, pod, sample
 from tests.server.conftest import settings_for
 from tests.server.test_csvlog import NAMES, accepted_of
 
@@ -179,3 +183,131 @@ def test_a_group_that_fails_is_refused_whole_and_said_and_the_next_one_heals(
         assert ingest.trouble is None
     assert ingest.rows_stored == 2
     assert (tmp_path / "gpu_metrics_20261124.csv").read_bytes().count(b"\n") == 3
+
+
+def test_who_reads_the_committed_lengths_sees_all_files_of_a_commit_or_none(tmp_path: Path) -> None:
+    """Both files grow by the same in each commit, so that half of one would show."""
+    journal = Journal(tmp_path / ".gpumon" / "commits.log", 1e10)
+    log = CsvLog(tmp_path, NAMES, journal, sync_each_commit=False)
+    log.open()
+    one_day, next_day = "gpu_metrics_20261124.csv", "gpu_metrics_20261125.csv"
+    seen: list[dict[str, int]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            seen.append(log.committed_sizes())
+
+    watcher = threading.Thread(target=watch)
+    rows = accepted_of(sample(), sample(timestamp="2026-11-25 12:00:00")).rows
+    log.append(rows, [])
+    watcher.start()
+    for _ in range(300):
+        log.append(rows, [])
+    ended.set()
+    watcher.join(20)
+    last = log.committed_sizes()
+    log.close()
+    assert last == {name: (tmp_path / name).stat().st_size for name in (one_day, next_day)}
+    assert len({sizes[one_day] for sizes in seen}) > 1, "it looked while commits were made"
+    assert all(sizes[one_day] == sizes[next_day] for sizes in seen)
+
+
+def test_lengths_that_were_read_do_not_change_any_more(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / ".gpumon" / "commits.log", 1e10)
+    log = CsvLog(tmp_path, NAMES, journal)
+    log.open()
+    log.append(accepted_of(sample()).rows, [])
+    before = log.committed_sizes()
+    kept = dict(before)
+    log.append(accepted_of(sample()).rows, [])
+    assert before == kept
+    assert log.committed_sizes() != kept
+    before.clear()
+    assert log.committed("gpu_metrics_20261124.csv") == log.committed_sizes()["gpu_metrics_20261124.csv"]
+    log.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain",
+        "a,b",
+        'say "hi"',
+        "back\\slash",
+        "null",
+        "x,null",
+        "],[",
+        "nullable",
+        "[null",
+        "雪",
+        "\x7f",
+        "a;b'c",
+    ],
+)
+def test_lines_are_those_of_the_csv_module_whatever_stands_in_a_cell(text: str) -> None:
+    rows = [
+        ("2026-11-24 12:00:00", 0, text, None, 1.5, 0.1, "", None),
+        ("2026-11-24 12:00:00", 2**62, None, 87.0, -0.0, 64.39999999999999, "x", "true"),
+    ]
+    for some in (rows, rows[:1], rows[1:]):
+        expected = io.StringIO(newline="")
+        csv.writer(expected, lineterminator="\n").writerows(some)
+        assert render(some) == expected.getvalue().encode()
+
+
+def test_a_text_that_was_good_once_does_not_let_a_bad_neighbour_in() -> None:
+    good = {"gpu_uuid": "GPU-1", "node": "a"}
+    assert accepted_of(full_sample(**good), full_sample(**good)).samples == 2
+    mixed = accepted_of(full_sample(**good), full_sample(gpu_uuid="GPU-1", node="=1+1"), full_sample(**good))
+    assert (mixed.samples, mixed.faults.failed) == (2, 1)
+    assert mixed.faults.found[0].loc == ["node"]
+    pods = [pod(), pod(container="-x"), pod(container="y")]
+    taken = accepted_of(full_sample(pods=pods), full_sample(pods=pods))
+    assert (taken.samples, taken.faults.left_out, len(taken.rows)) == (2, 2, 6)
+
+
+def test_what_the_shortcut_to_the_endpoint_can_not_answer_gets_the_envelope_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a bare DirectRoute, so that nothing is answered by the route behind it."""
+
+    async def nobody(*_: Any) -> None:
+        raise AssertionError("the route behind was asked")
+
+    server = ServerProcess(settings_for(tmp_path / "data"))
+    door = DirectRoute(nobody)
+    app = server.app
+
+    async def ask(*headers: tuple[bytes, bytes], body: bytes | None = b"[]") -> tuple[int, dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"} if body is None else {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": list(headers), "app": app}
+        await door(scope, receive, send)
+        assert scope["route"].path == PATH, "the metrics name the route"
+        return sent[0]["status"], msgspec.json.decode(sent[1]["body"])
+
+    async def go() -> None:
+        good = msgspec.json.encode([sample()])
+        for headers, body, status in (
+            ([(b"content-type", b"text/csv")], good, 415),
+            ([(b"content-encoding", b"br")], good, 415),
+            ([(b"content-encoding", b"gzip")], good, 400),
+            ([(b"gpumon-batch", b"no id")], good, 400),
+            ([], b"[]", 422),
+            ([], None, 400),
+            ([], good, 503),  # the folder is not open: this server was never started
+        ):
+            found, answer = await ask(*headers, body=body)
+            assert (found, answer["success"]) == (status, False), (headers, answer)
+        monkeypatch.setattr("gpumon.server.accept.Acceptor.accept", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):  # for the layer that logs faults of ours and answers 500
+            await ask(body=good)
+
+    asyncio.run(go())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,25 @@ def test_the_disk_is_left_without_temporary_files(tmp_path: Path, compress: bool
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
 
 
+class NothingSealed:
+    """A shelf with all files loaded and no day sealed."""
+
+    def rows_of(self, _: date) -> None:
+        return None
+
+    def drop_rows(self, day: date) -> None:
+        raise AssertionError(day)
+
+    def dropped(self, day: date) -> None:
+        raise AssertionError(day)
+
+    def may_compress(self, _: str, __: int) -> bool:
+        return True
+
+    def renamed(self, *_: object) -> None:
+        raise AssertionError(_)
+
+
 def test_a_file_that_gets_rows_while_it_is_compressed_stays_as_it_is(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.append(rows_of(sample(timestamp="2026-11-10 12:00:00")), [])
@@ -98,6 +117,6 @@ def test_a_file_that_gets_rows_while_it_is_compressed_stays_as_it_is(tmp_path: P
             work()
 
         policy = Policy(keep_days=0, max_bytes=0, compress_after_days=1)
-        tidy(tmp_path, NAMES, log, policy, TODAY.date(), exclusively=a_row_comes_first, moving=nullcontext())
+        tidy(tmp_path, NAMES, log, policy, TODAY.date(), exclusively=a_row_comes_first, moving=nullcontext(), sealed=NothingSealed())
         assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261110.csv"]
         assert (tmp_path / "gpu_metrics_20261110.csv").read_bytes().count(b"\n") == 3

@@ -24,6 +24,7 @@ from gpumon.server.touched import Touched
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """The bytes from `start` to `end` of a file, whose modification time is then `mtime_ns`; `lines` come before,
@@ -66,7 +67,14 @@ class Arrivals:
             lines = copy_lines(path, self._piece, stretch.start, stretch.end)
             self._store.execute(f"CREATE OR REPLACE TEMP TABLE {target} {table.create}")
             damage = load_piece(
-                self._store.execute, target, self._piece, lines, columns, stretch.day_file, self._zone, stretch.name
+                self._store.execute,
+                target,
+                self._piece,
+                lines,
+                columns,
+                stretch.day_file,
+                self._zone,
+                stretch.name,
             )
         finally:
             self._piece.unlink(missing_ok=True)

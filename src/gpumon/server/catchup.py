@@ -66,13 +66,18 @@ class CatchUp:
         self._unreadable: dict[str, tuple[int, int]] = {}
         self._wanted = False
         self.complete = threading.Event()
-        self.unreadable_files = 0
+        self.unreadable: dict[str, str] = {}
         self.behind: str | None = None
 
     def open(self) -> None:
-        """Opens the store. Raises StorageError."""
+        """Opens the store, whose lock keeps another server away. Raises StorageError."""
         with self._lock:
-            self._open()
+            self._store.open()
+
+    def begin(self) -> None:
+        """Compares store and files, now that it is known what is committed. Raises StorageError."""
+        with self._lock:
+            self._begin()
             self._wanted = True
 
     def close(self) -> None:
@@ -103,7 +108,8 @@ class CatchUp:
     def _refresh(self) -> None:
         try:
             if not self._store.is_open:
-                self._open()
+                self._store.open()
+                self._begin()
             self._load_changes()
             self.behind = None
         except Exception as error:  # a query answers from what the store has; the next refresh tries again
@@ -117,10 +123,10 @@ class CatchUp:
                 # DuckDB gives a database up for good when its own write fails, as on a full disk.
                 self._store.close()
                 with contextlib.suppress(StorageError):
-                    self._open()
+                    self._store.open()
+                    self._begin()
 
-    def _open(self) -> None:
-        self._store.open()
+    def _begin(self) -> None:
         self._arrivals.clean()
         committed = self._committed_sizes()
         self._shelf.open(committed)
@@ -207,7 +213,7 @@ class CatchUp:
                 if isinstance(error, DatabaseError) and not error.about_input:
                     raise
                 self._unreadable[stretch.name] = (stretch.end, stretch.mtime_ns)
-                self.unreadable_files += 1
+                self.unreadable[stretch.name] = str(error) or type(error).__name__
                 log.error("csv_file_left_out file=%s error=%r", stretch.name, error)
         if not read:
             return

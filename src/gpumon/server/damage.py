@@ -12,6 +12,7 @@ import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -64,13 +65,13 @@ def copy_sound_lines(source: BinaryIO, target: BinaryIO, damage: Damage) -> int:
     return sound
 
 
-def note_unplaced(source: BinaryIO, reasons: Mapping[int, str | None], columns: int, damage: Damage) -> None:
+def note_unplaced(source: BinaryIO, reasons: Mapping[int, str | None], damage: Damage) -> None:
     """Adds lines that are CSV but no rows, by their numbers. Where the reason is None, DuckDB gave none."""
     for number, line in enumerate(source, 1):
         if number in reasons and number not in damage.lines:
             stripped = line.rstrip(b"\r\n")
             if stripped and _fault(stripped) is None:
-                damage.add(number, reasons[number] or _unread(stripped, columns), stripped)
+                damage.add(number, reasons[number] or "can't be read as a row", stripped)
 
 
 def set_aside(quarantine: Path, name: str, damage: Damage, *, before: int = 1, lines: int | None = None) -> None:
@@ -107,11 +108,6 @@ def _fault(line: bytes) -> str | None:
     return None
 
 
-def _unread(line: bytes, columns: int) -> str:
-    cells = len(next(csv.reader([line.decode()], strict=True)))
-    return f"has {cells} cells, the header {columns}" if cells > columns else "can't be read as a row"
-
-
 def _shown(line: bytes) -> str:
     text = line[: 4 * _SHOWN_CHARACTERS].decode(errors="backslashreplace").replace("\x00", "\\x00")
     return text[:_SHOWN_CHARACTERS]
@@ -119,8 +115,11 @@ def _shown(line: bytes) -> str:
 
 def _read(path: Path) -> dict[int, tuple[str, str]]:
     entries: dict[int, tuple[str, str]] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError, csv.Error):
-        for line, reason, text in list(csv.reader(path.read_text("utf-8").splitlines(keepends=True)))[1:]:
+    with (
+        contextlib.suppress(FileNotFoundError, ValueError, csv.Error),
+        path.open(encoding="utf-8", newline="") as file,
+    ):
+        for line, reason, text in islice(csv.reader(file), 1, None):
             entries[int(line)] = (reason, text)
     return entries
 

@@ -160,10 +160,14 @@ class Reading:
                 return
             yield batch
 
-    def arrow(self, sql: str, parameters: Parameters = ()) -> ArrowRows:
-        """Runs a statement; gives all of its rows in Arrow's form. The time limit begins anew with it."""
+    def arrow(self, sql: str, variables: Mapping[str, Any]) -> ArrowRows:
+        """Runs a statement; gives all of its rows in Arrow's form. The time limit begins anew with it. Its values
+        stand in it as `getvariable('name')`: with parameters DuckDB takes a hundred times as long, as each cell
+        becomes a value of its own on the way."""
         with self._step():
-            return ArrowRows(self._cursor.sql(sql, params=parameters or None).__arrow_c_stream__())
+            for name, value in variables.items():
+                self._cursor.execute(f'SET VARIABLE "{name}" = $value', {"value": value})
+            return ArrowRows(self._cursor.sql(sql).__arrow_c_stream__())
 
     def renew(self) -> None:
         """The time limit begins anew: there has been progress."""

@@ -90,7 +90,9 @@ class Place:
             "CREATE OR REPLACE TEMP VIEW hour_cells AS SELECT * EXCLUDE (origin) FROM store.main.hour_cells"
         )
         sources = [f"SELECT * EXCLUDE (origin) FROM store.main.fine_cells WHERE origin = '{HOT}'"]
-        folders: dict[str, str] = dict(self.select("SELECT strftime(day, '%Y%m%d'), cells FROM sealed WHERE cells IS NOT NULL"))
+        folders: dict[str, str] = dict(
+            self.select("SELECT strftime(day, '%Y%m%d'), cells FROM sealed WHERE cells IS NOT NULL")
+        )
         files = ", ".join(quoted(f"{folders[day]}/fine.parquet") for day in days)
         if files:
             sources.append(

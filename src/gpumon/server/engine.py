@@ -10,6 +10,7 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -64,6 +65,18 @@ class Counts:
     damaged_lines: int
     unreadable_files: int
     behind: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the store has: rows by table; days that are sealed, and those of which only rollups are left; lines that
+    were damaged since the start or the sealing of their day; why files are left out."""
+
+    rows: dict[str, int]
+    days: int
+    kept_days: int
+    damaged_lines: int
+    unreadable: list[str]
 
 
 class Engine:
@@ -170,9 +183,12 @@ class Engine:
         self._upkeep = Task("upkeep", self._keep_up)
         self._sealing = Task("sealing", self._keep_sealed)
 
-    def open(self) -> None:
-        """Opens everything that can be opened; the rest is tried again in the background."""
+    def open(self, *, upkeep: bool = True) -> None:
+        """Opens everything that can be opened; the rest is tried again in the background, unless there is to be no
+        `upkeep`."""
         self._try_to_open()
+        if not upkeep:
+            return
         self._upkeep.start()
         self._sealing.start()
         if self.closed_because is None:
@@ -217,7 +233,7 @@ class Engine:
             waiting_batches=batches,
             waiting_rows=rows,
             damaged_lines=self._arrivals.damaged_lines,
-            unreadable_files=self.catchup.unreadable_files,
+            unreadable_files=len(self.catchup.unreadable),
             behind=self.catchup.behind is not None,
         )
 
@@ -262,6 +278,7 @@ class Engine:
         try:
             self.catchup.open()  # first, because its lock says that no other server is at the files
             self._csvlog.open()
+            self.catchup.begin()
             self._exports.clean()
         except StorageError as error:
             if str(error) != self.closed_because:
@@ -301,6 +318,36 @@ class Engine:
             if self.closed_because is None:
                 self._sealer.seal_due(stopping)
 
+    def settle(self, tell: Callable[[str], None] = log.info) -> None:
+        """Loads, rolls up and seals all that is due, until nothing is; `tell` hears of each day. For a server
+        without upkeep."""
+        never = threading.Event()
+        while True:
+            self.catchup.refresh()
+            sealed = self._sealer.seal_due(never, tell)
+            rolled = self._roller.roll_due(never.is_set, patient=False)
+            if not sealed and not rolled:
+                return
+
+    def contents(self) -> Contents:
+        """What the store has."""
+        with self.catchup.exclusively():
+            return Contents(
+                rows=self._shelf.rows(),
+                days=sum(raw.has_rows for raw in self._shelf.days.values()),
+                kept_days=sum(not raw.has_rows for raw in self._shelf.days.values()),
+                damaged_lines=self._arrivals.damaged_lines + sum(raw.damaged for raw in self._shelf.days.values()),
+                unreadable=[
+                    *(f"{name}: {reason}" for name, reason in self.catchup.unreadable.items()),
+                    *(
+                        f"{file.name}: {file.left_out}"
+                        for raw in self._shelf.days.values()
+                        for file in raw.files
+                        if file.left_out is not None
+                    ),
+                ],
+            )
+
     def _announce_deletions(self) -> None:
         """The old program ignored data_retention_days: whoever comes from it shall have time to set it."""
         today = self._now().astimezone(self._zone).date()
@@ -325,4 +372,5 @@ class Engine:
             today,
             exclusively=self._ingest.between_writes,
             moving=self.catchup.exclusively(),
+            sealed=self._shelf,
         )

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 5.0
 """Longest wait for the export under way."""
 _LINES = 20_000
-_ARROW_ROWS = 50_000
+_ARROW_ROWS = 20_000
 _SHORTEST_SLICE = timedelta(seconds=1)
 _BLOCK = 1 << 18
 _WATCH_SECONDS = 1.0
@@ -200,8 +200,8 @@ def _arrow(reading: Reading, wanted: Wanted) -> Iterator[bytes]:
     writer = ipc.StreamWriter.from_writable(buffer)
 
     def slice_of(start: datetime, end: datetime) -> Any:
-        rest, parameters = _from(wanted, start, end)
-        return reading.arrow(f"SELECT {columns} {rest}", parameters)
+        rest, variables = _from(wanted, start, end, value="getvariable('{}')")
+        return reading.arrow(f"SELECT {columns} {rest}", variables)
 
     def written() -> bytes:
         data = buffer.getvalue()
@@ -283,12 +283,10 @@ def _copy(reading: Reading, wanted: Wanted, path: Path) -> None:
 
 
 def _from(
-    wanted: Wanted, start: datetime | None = None, end: datetime | None = None
+    wanted: Wanted, start: datetime | None = None, end: datetime | None = None, *, value: str = "${}"
 ) -> tuple[str, dict[str, str | int | datetime]]:
-    """FROM and WHERE, and their parameters."""
-    parameters: dict[str, str | int | datetime] = {"start": start or wanted.start, "end": end or wanted.end}
-    conditions = ["sampled_at >= $start", "sampled_at < $end"]
-    for name, value in wanted.equal.items():
-        conditions.append(f"{name} = ${name}")
-        parameters[name] = value
-    return f"FROM {wanted.table.name} WHERE {' AND '.join(conditions)}", parameters
+    """FROM and WHERE, and the values, which stand in it in the form of `value`."""
+    values: dict[str, str | int | datetime] = {"start": start or wanted.start, "end": end or wanted.end}
+    conditions = [f"sampled_at >= {value.format('start')}", f"sampled_at < {value.format('end')}"]
+    conditions += [f"{name} = {value.format(name)}" for name in wanted.equal]
+    return f"FROM {wanted.table.name} WHERE {' AND '.join(conditions)}", values | dict(wanted.equal)

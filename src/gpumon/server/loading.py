@@ -90,7 +90,7 @@ def load_piece(
             total = damage.count + unplaced
             reasons = _reasons(execute, cleaned, columns, day_file, zone, lines, unplaced)
             with piece.open("rb") as damaged:
-                note_unplaced(damaged, reasons, len(columns) - 1, damage)
+                note_unplaced(damaged, reasons, damage)
             damage.count = total
     finally:
         cleaned.unlink(missing_ok=True)

@@ -69,6 +69,7 @@ class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
     unstated: bool
     outputs: dict[str, Output]
     has_rows: bool = True
+    deleting: bool = False
 
 
 class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,10 +172,25 @@ def fault(folder: Path, outputs: dict[str, Output], *, quick: bool = False) -> s
     return None
 
 
-def without_rows(folder: Path, raw: RawManifest) -> RawManifest:
-    """Notes that the rows are about to be deleted; gives the manifest as it is then. Raises OSError."""
+def fault_of_cells(folder: Path) -> str | None:
+    """What is wrong with a folder of cells, None when nothing is."""
+    try:
+        return fault(folder, read(folder, CellsManifest).outputs)
+    except (OSError, msgspec.DecodeError) as error:
+        return f"the manifest can't be read ({error})"
+
+
+def discard(root: Path) -> None:
+    """Deletes all that is sealed and can be made again. Raises OSError."""
+    for place in root.iterdir() if root.is_dir() else ():
+        if not _is_precious(place):
+            shutil.rmtree(place)
+
+
+def without_rows(folder: Path, raw: RawManifest, *, deleting: bool) -> RawManifest:
+    """Notes that the rows are being deleted, or are; gives the manifest as it is then. Raises OSError."""
     outputs = {name: output for name, output in raw.outputs.items() if name not in RAW_ROWS}
-    return _rewrite(folder, msgspec.structs.replace(raw, has_rows=False, outputs=outputs))
+    return _rewrite(folder, msgspec.structs.replace(raw, has_rows=False, deleting=deleting, outputs=outputs))
 
 
 def renamed(folder: Path, raw: RawManifest, old: str, new: str, size: int, mtime_ns: int) -> RawManifest:

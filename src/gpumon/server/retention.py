@@ -1,8 +1,9 @@
 """Housekeeping of the files: deletes days that are too old or too many for the disk, compresses past days.
 
 The slow part, compressing, goes on beside the writer; only what deletes or renames runs between two of its writes
-(`exclusively`), so that no file is moved under an append and none is kept waiting by gzip. A reader that is just
-reading is safe: queries read the store.
+(`exclusively`), while nobody looks at the folder (`moving`), so that no file is moved under an append and none is kept waiting by gzip. A reader that is just
+reading is safe: queries read the store and what is sealed, which goes only when nobody reads it any more. Of a day
+that is sealed the rows go, its rollups stay, so that its GPU-hours and averages are still answered.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from datetime import date
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
+from gpumon.errors import StorageError
 from gpumon.server.csvlog import CsvLog
 from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import sync_file, sync_folder
@@ -41,6 +44,25 @@ Exclusively = Callable[[Callable[[], None]], None]
 """Runs a function between two writes, and returns when it has run."""
 
 
+class Sealed(Protocol):
+    """What retention needs to know and to tell of the sealed days: see `shelf`."""
+
+    def rows_of(self, day: date) -> list[Path] | None:
+        """The files with the rows of a day that is sealed together with its rollups; None of any other."""
+
+    def drop_rows(self, day: date) -> None:
+        """The rows of such a day are about to be deleted."""
+
+    def dropped(self, day: date) -> None:
+        """They are."""
+
+    def may_compress(self, name: str, size: int) -> bool:
+        """Whether all of a file's bytes are in the store in one way, hot or sealed."""
+
+    def renamed(self, old: str, new: str, size: int, mtime_ns: int) -> None:
+        """A file has been compressed."""
+
+
 def tidy(
     folder: Path,
     names: FileNames,
@@ -50,25 +72,25 @@ def tidy(
     *,
     exclusively: Exclusively,
     moving: AbstractContextManager[object],
+    sealed: Sealed,
 ) -> None:
     """Applies the policy once. Trouble with one file is logged, and the others go on. While `moving` is entered,
     nobody looks at the folder."""
     files = _day_files(folder, names)
-    for day_file, path in files:
-        age = (today - day_file.day).days
-        try:
-            if policy.keep_days and age > policy.keep_days:
-                exclusively(partial(_delete, csvlog, day_file, path, "older than data_retention_days"))
-            elif (
-                policy.compress_after_days is not None
-                and not day_file.compressed
-                and age >= policy.compress_after_days
-            ):
-                _compress(csvlog, day_file, path, exclusively, moving)
-        except OSError as error:
-            log.warning("housekeeping_failed file=%s error=%s", path.name, error)
+    for day, group in groupby(files, key=lambda file: file[0].day):
+        of_day, age = list(group), (today - day).days
+        if policy.keep_days and age > policy.keep_days:
+            with moving:
+                exclusively(partial(_delete_day, csvlog, day, of_day, sealed, "older than data_retention_days"))
+        elif policy.compress_after_days is not None and age >= policy.compress_after_days:
+            for day_file, path in of_day:
+                try:
+                    if not day_file.compressed:
+                        _compress(csvlog, day_file, path, exclusively, moving, sealed)
+                except (OSError, StorageError) as error:
+                    log.warning("housekeeping_failed file=%s error=%s", path.name, error)
     if policy.max_bytes:
-        _fit(folder, names, csvlog, policy.max_bytes, today, exclusively)
+        _fit(folder, names, csvlog, policy.max_bytes, today, exclusively, moving, sealed)
 
 
 def too_old(folder: Path, names: FileNames, policy: Policy, today: date) -> list[Path]:
@@ -79,22 +101,37 @@ def too_old(folder: Path, names: FileNames, policy: Policy, today: date) -> list
 
 
 def _fit(
-    folder: Path, names: FileNames, csvlog: CsvLog, max_bytes: int, today: date, exclusively: Exclusively
+    folder: Path,
+    names: FileNames,
+    csvlog: CsvLog,
+    max_bytes: int,
+    today: date,
+    exclusively: Exclusively,
+    moving: AbstractContextManager[object],
+    sealed: Sealed,
 ) -> None:
     """Deletes the oldest days, each with all of its files, until the folder fits; today's files always stay."""
     files = _day_files(folder, names)
     ours = [path for _, path in files] + [path for path in (folder / ".gpumon").rglob("*") if path.is_file()]
-    used = sum(path.stat().st_size for path in ours if path.exists())
-    for day, of_day in groupby(files, key=lambda file: file[0].day):
+    used = sum(_size(path) for path in ours)
+    for day, group in groupby(files, key=lambda file: file[0].day):
         if used <= max_bytes:
             return
         if day >= today:
             break
-        for day_file, path in of_day:
-            used -= path.stat().st_size
-            exclusively(partial(_delete, csvlog, day_file, path, "more than max_disk_mb"))
+        of_day = list(group)
+        used -= sum(_size(path) for path in [path for _, path in of_day] + (sealed.rows_of(day) or []))
+        with moving:
+            exclusively(partial(_delete_day, csvlog, day, of_day, sealed, "more than max_disk_mb"))
     if used > max_bytes:
         log.warning("disk_cap_not_met used=%d allowed=%d: only today is left; raise max_disk_mb", used, max_bytes)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _day_files(folder: Path, names: FileNames) -> list[tuple[DayFile, Path]]:
@@ -127,11 +164,26 @@ def _is_governed(path: Path, table: Table) -> bool:
     return table.header.startswith(header) and set(table.identity) <= set(columns)
 
 
-def _delete(csvlog: CsvLog, day_file: DayFile, path: Path, reason: str) -> None:
-    csvlog.release(day_file)
-    size = path.stat().st_size
-    path.unlink()
-    log.info("day_file_deleted file=%s bytes=%d reason=%r", path.name, size, reason)
+def _delete_day(
+    csvlog: CsvLog,
+    day: date,
+    of_day: list[tuple[DayFile, Path]],
+    sealed: Sealed,
+    reason: str,
+) -> None:
+    try:
+        keeps_rollups = sealed.rows_of(day) is not None
+        if keeps_rollups:
+            sealed.drop_rows(day)
+        for day_file, path in of_day:
+            csvlog.release(day_file)
+            size = path.stat().st_size
+            path.unlink()
+            log.info("day_file_deleted file=%s bytes=%d reason=%r", path.name, size, reason)
+        if keeps_rollups:
+            sealed.dropped(day)
+    except (OSError, StorageError) as error:
+        log.warning("housekeeping_failed day=%s error=%s", day, error)
 
 
 def _compress(
@@ -140,6 +192,7 @@ def _compress(
     path: Path,
     exclusively: Exclusively,
     moving: AbstractContextManager[object],
+    sealed: Sealed,
 ) -> None:
     """The compressed file is whole and synced before the plain one goes, and gets its name after: at no moment do
     both count, and a kill in between is finished at the next start (`healing.finish_compressions`). Where the
@@ -157,16 +210,18 @@ def _compress(
             sync_file(raw)
 
         def exchange() -> None:
-            if path.stat().st_size != size:
+            if path.stat().st_size != size or not sealed.may_compress(path.name, size):
                 return
             csvlog.release(day_file)
-            with moving:
-                path.unlink()
-                aside.replace(target)
+            path.unlink()
+            aside.replace(target)
+            there = target.stat()
+            sealed.renamed(path.name, target.name, there.st_size, there.st_mtime_ns)
             sync_folder(target.parent)
             log.info("day_file_compressed file=%s bytes=%d to=%d", path.name, size, target.stat().st_size)
 
-        exclusively(exchange)
+        with moving:
+            exclusively(exchange)
     finally:
         if path.exists():
             aside.unlink(missing_ok=True)

@@ -48,8 +48,8 @@ class Roller:
         self._now = now
         self._stale_after = stale_after
 
-    def roll_due(self, stopping: Callable[[], bool]) -> int:
-        """Rolls what is due; gives the number of buckets. An hour of a sealed day whose cells are being made
+    def roll_due(self, stopping: Callable[[], bool], *, patient: bool = True) -> int:
+        """Rolls what is due; gives the number of buckets. `patient`: leaves hours in which rows arrive just now. An hour of a sealed day whose cells are being made
         elsewhere (`awaited`) is left to them. Raises StorageError."""
         rolled = 0
         for hour in self._touched.hours:
@@ -58,17 +58,17 @@ class Roller:
             if self._awaited(hour):
                 continue
             with self._exclusively():
-                rolled += self._roll_hour(hour)
+                rolled += self._roll_hour(hour, QUIET_SECONDS if patient else 0.0)
         return rolled
 
     def _last(self) -> datetime:
         """Buckets that end by then (naive UTC) have settled."""
         return (self._now() - SETTLED - self._touched.reach).astimezone(UTC).replace(tzinfo=None)
 
-    def _roll_hour(self, hour: datetime) -> int:
+    def _roll_hour(self, hour: datetime, quiet_seconds: float) -> int:
         last = self._last()
         over = hour + HOUR <= last
-        if over and self._touched.quiet_seconds(hour) < QUIET_SECONDS:
+        if over and self._touched.quiet_seconds(hour) < quiet_seconds:
             return 0
         there: dict[datetime, str] = dict(
             self._store.execute(

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _AGAIN_SECONDS: Final = 600.0
 """After a failure a day waits so long."""
 _READERS_SECONDS: Final = 60.0
+_CHECK_SECONDS: Final = 86_400.0
 _OVER: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 
@@ -76,25 +77,32 @@ class Sealer:
         self._not_before: dict[date, float] = {}
         self.sealed_days = 0
         self.failures = 0
+        self.damaged_days = 0
+        self._next_check = 0.0
 
-    def seal_due(self, stopping: threading.Event) -> None:
-        """Seals what is due, day by day, oldest first."""
+    def seal_due(self, stopping: threading.Event, tell: Callable[[str], None] = log.info) -> int:
+        """Seals what is due, day by day, oldest first; `tell` hears of each. Gives the number of days and accounts
+        that were sealed."""
+        self._check(stopping)
+        done = 0
         for step, due in ((self.seal_rows, self._rows_due()), (self.seal_cells, self._cells_due())):
             for day in due:
                 if stopping.is_set():
-                    return
+                    return done
                 if time.monotonic() < self._not_before.get(day, 0.0):
                     continue
                 try:
-                    step(day, stopping)
+                    tell(step(day, stopping))
+                    done += 1
                 except (SealingFailed, StorageError, OSError, *UNREADABLE) as error:
                     if stopping.is_set():
-                        return
+                        return done
                     self.failures += 1
                     self._not_before[day] = time.monotonic() + _AGAIN_SECONDS
                     self._shelf.deferred.discard(day)  # it is loaded in the usual way
                     log.error("sealing_failed day=%s error=%s retry_in=%gs", day, error, _AGAIN_SECONDS)
         self._shelf.delete_retired(_READERS_SECONDS)
+        return done
 
     def may_defer(self, day: date) -> bool:
         """Whether a day is over, so that it can be sealed without being loaded first."""
@@ -104,6 +112,41 @@ class Sealer:
     def awaited(self, hour: datetime) -> bool:
         """Whether the cells of an hour (naive UTC) are to come with those of its day."""
         return any(of <= hour < to for of, to in map(self._shelf.bounds, self._shelf.without_cells()))
+
+    def _check(self, stopping: threading.Event) -> None:
+        """Reads all that is sealed and compares checksums: at the start, once a day, and when a query failed on a
+        file. What is damaged is taken out, so that it is made anew from the CSV."""
+        if time.monotonic() < self._next_check and not self._store.suspect.is_set():
+            return
+        self._store.suspect.clear()
+        self._next_check = time.monotonic() + _CHECK_SECONDS
+        with self._exclusively():
+            folders = [(day, self._shelf.folders[day], raw.outputs) for day, raw in self._shelf.days.items()]
+            cells = dict(self._shelf.cells)
+        for day, folder, outputs in folders:
+            if stopping.is_set():
+                return
+            wrong = manifest.fault(folder, outputs)
+            if wrong is not None:
+                self._give_up(day, folder, wrong)
+        for day, folder in cells.items():
+            wrong = manifest.fault_of_cells(folder)
+            if wrong is not None:
+                self._give_up_cells(day, folder, wrong)
+
+    def _give_up(self, day: date, folder: Path, wrong: str) -> None:
+        with self._exclusively():
+            if self._shelf.folders.get(day) == folder:
+                self.damaged_days += 1
+                log.error("sealed_day_damaged day=%s fault=%s: it is made anew from the CSV", day, wrong)
+                self._shelf.remove(day, wrong)
+
+    def _give_up_cells(self, day: date, folder: Path, wrong: str) -> None:
+        with self._exclusively():
+            if self._shelf.cells.get(day) == folder and day not in self._shelf.spoiled:
+                self.damaged_days += 1
+                log.error("sealed_accounts_damaged day=%s fault=%s: they are made anew", day, wrong)
+                self._shelf.remove_cells(day)
 
     def _rows_due(self) -> list[date]:
         now = self._now()
@@ -125,9 +168,9 @@ class Sealer:
             now - over >= self._seal_after and now.timestamp() - mtime_ns / 1e9 >= self._seal_after.total_seconds()
         )
 
-    def seal_rows(self, day: date, stopping: threading.Event) -> None:
-        """Seals the rows of a day as they are now. Raises SealingFailed, StorageError or OSError; then nothing has
-        changed."""
+    def seal_rows(self, day: date, stopping: threading.Event) -> str:
+        """Seals the rows of a day as they are now; says what came of it. Raises SealingFailed, StorageError or
+        OSError; then nothing has changed."""
         shelf = self._shelf
         with self._exclusively():
             files = self._files_of(day)
@@ -151,14 +194,12 @@ class Sealer:
             misfit = shelf.misfit(raw, self._committed_sizes())
             if misfit is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-                log.info("sealing_in_vain day=%s reason=%s", day, misfit)
-                return
+                return f"sealing_in_vain day={day} reason={misfit}"
             known = all(file.name in shelf.files for file in raw.files)
             shelf.put_in(day, folder, raw, list(self._tails(raw)), known=known)
         self.sealed_days += 1
-        log.info(
-            "day_sealed day=%s rows=%s damaged=%d seconds=%s", day, raw.rows, raw.damaged, answer.get("seconds")
-        )
+        rows = " ".join(f"{name}={count}" for name, count in raw.rows.items())
+        return f"day_sealed day={day} {rows} damaged={raw.damaged} seconds={answer['seconds']}"
 
     def _files_of(self, day: date) -> list[dict[str, Any]]:
         committed = self._committed_sizes()
@@ -193,8 +234,8 @@ class Sealer:
                 and now >= self._shelf.bounds(day)[1] + self._touched.reach
             ]
 
-    def seal_cells(self, day: date, stopping: threading.Event) -> None:
-        """Seals the accounts of a day whose rows are sealed. Raises as `seal_rows` does."""
+    def seal_cells(self, day: date, stopping: threading.Event) -> str:
+        """Seals the accounts of a day whose rows are sealed; says what came of it. Raises as `seal_rows` does."""
         shelf, touched = self._shelf, self._touched
         begin, end = shelf.bounds(day)
         folder = manifest.new_folder(shelf.root, day, "cells")
@@ -202,7 +243,7 @@ class Sealer:
             with self._exclusively():
                 moves, reach, rows = touched.moves, touched.reach, shelf.folders[day]
                 self._copy_others(folder, rows, (begin - reach, end + reach))
-            run_job(
+            answer = run_job(
                 {
                     "do": "cells",
                     "day": day.isoformat(),
@@ -219,13 +260,12 @@ class Sealer:
             )
             with self._exclusively():
                 if touched.since(moves, begin - HOUR, end + HOUR) or shelf.folders.get(day) != rows:
-                    log.info("sealing_in_vain day=%s reason=rows came meanwhile", day)
-                    return
+                    return f"sealing_in_vain day={day} reason=rows came meanwhile"
                 cells = manifest.read(folder, CellsManifest)
                 shelf.put_cells_in(day, manifest.publish(folder, cells), cells)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        log.info("cells_sealed day=%s", day)
+        return f"accounts_sealed day={day} seconds={answer['seconds']}"
 
     def _copy_others(self, folder: Path, rows: Path, window: Window) -> None:
         """Writes the rows around a day, and those in it that are not sealed in it, for the worker."""

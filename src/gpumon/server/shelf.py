@@ -23,6 +23,7 @@ from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
 from gpumon.server.readings import COLUMNS, levels_of
 from gpumon.server.relations import SEALABLE, hot, quoted
 from gpumon.server.store import Store
+from gpumon.server.tables import TABLES
 from gpumon.server.touched import HOUR, Touched
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ class Shelf:
             if day not in found or str(found[day].folder) != folder:
                 self._take_out(day)
         for day, there in found.items():
+            if there.raw.deleting:
+                self._end_deleting(there)
             misfit = self.misfit(there.raw, committed)
             if misfit is not None:
                 log.warning("sealed_day_left day=%s reason=%s", day, misfit)
@@ -171,6 +174,13 @@ class Shelf:
             if size == file.bytes and mtime_ns not in mtimes:
                 return f"{file.name} was edited"
         return None
+
+    def _end_deleting(self, there: manifest.Found) -> None:
+        for name in [file.name for file in there.raw.files]:
+            (self._folder / name).unlink(missing_ok=True)
+        for name in manifest.RAW_ROWS:
+            (there.folder / name).unlink(missing_ok=True)
+        manifest.without_rows(there.folder, there.raw, deleting=False)
 
     # -- moves -------------------------------------------------------------------------------------------------
 
@@ -215,6 +225,20 @@ class Shelf:
             self._leave(self.cells.pop(day))
         self._store.remember_latest()
 
+    def remove_cells(self, day: date) -> None:
+        """Takes a day's cells out: they are made anew from its rows, where these are left. Raises DatabaseError."""
+        with self._store.transaction():
+            self._take_cells_out(day)
+        self._leave(self.cells.pop(day))
+
+    def rows(self) -> dict[str, int]:
+        """How many rows of each table there are, hot and sealed. Raises DatabaseError."""
+        counts = {}
+        for table in TABLES:
+            counts[table.name] = int(self._store.execute(f"SELECT count(*) FROM {hot(table)}")[0][0])
+            counts[table.name] += sum(raw.rows.get(table.name, 0) for raw in self.days.values() if raw.has_rows)
+        return counts
+
     def spoil(self, days: Iterable[str]) -> None:
         """Some cells of these days (YYYYMMDD) are out of date, by rows that are about to be in the store: they are
         to be made anew, also when the server is killed now."""
@@ -224,12 +248,17 @@ class Shelf:
                 manifest.spoil(self.cells[day])
                 self.spoiled.add(day)
 
+    def rows_of(self, day: date) -> list[Path] | None:
+        """The files with the rows of a day that is sealed together with its rollups; None of any other."""
+        if day not in self.days or not self.days[day].has_rows or day not in self.cells or day in self.spoiled:
+            return None
+        return [self.folders[day] / name for name in manifest.RAW_ROWS]
+
     def drop_rows(self, day: date) -> None:
-        """The day's CSV files are about to be deleted on purpose: its rows go, its rollups stay. Raises
-        DatabaseError or OSError."""
-        folder, raw = self.folders[day], self.days[day]
-        raw = self.days[day] = manifest.without_rows(folder, raw)
-        names = [file.name for file in raw.files]
+        """The rows of such a day are about to be deleted with its CSV files: its rollups stay. A server that is
+        killed meanwhile ends it at its next start. Raises DatabaseError or OSError."""
+        self.days[day] = manifest.without_rows(self.folders[day], self.days[day], deleting=True)
+        names = [file.name for file in self.days[day].files]
         with self._store.transaction():
             for name in names:
                 self._forget_rows(name)
@@ -237,7 +266,16 @@ class Shelf:
         for name in names:
             self.files.pop(name, None)
         self._store.remember_latest()
-        self._retired += [folder / name for name in manifest.RAW_ROWS]
+        self._retired += [self.folders[day] / name for name in manifest.RAW_ROWS]
+
+    def dropped(self, day: date) -> None:
+        """They are deleted. Raises OSError."""
+        self.days[day] = manifest.without_rows(self.folders[day], self.days[day], deleting=False)
+
+    def may_compress(self, name: str, size: int) -> bool:
+        """Whether all of a file's bytes are in the store in one way, hot or sealed."""
+        known = self.files.get(name)
+        return known is not None and known.size == size and (not known.sealed or self.sealed_bytes(name) == size)
 
     def renamed(self, old: str, new: str, size: int, mtime_ns: int) -> None:
         """A file was compressed: its rows are the same. Raises DatabaseError or OSError."""

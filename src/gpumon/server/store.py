@@ -223,6 +223,19 @@ class Store:
             raise StorageError(f"can't make the database below .gpumon in the data folder: {said}") from again
 
 
+def discard(folder: Path) -> None:
+    """Deletes the database of a data folder, so that it is made anew. Raises StorageError where a server has it."""
+    path = folder / ".gpumon" / "store.duckdb"
+    if path.exists():
+        try:
+            Database.open(path, memory_mb=64, threads=1, temp_folder=path.with_name("tmp")).close()
+        except DatabaseError as error:
+            if error.locked:
+                raise StorageError("a gpumon server uses the data folder; stop it first") from error
+    for old in (path, path.with_name(path.name + ".wal")):
+        old.unlink(missing_ok=True)
+
+
 _RAW: Final = "SELECT folder, first_at, last_at FROM sealed WHERE has_rows ORDER BY day"
 
 

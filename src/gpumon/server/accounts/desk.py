@@ -20,13 +20,15 @@ Run = tuple[datetime, datetime]
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Runs of whole UTC hours and of whole fine buckets whose cells are valid, each in order and disjoint. A row
+    """Of which stretches of time there are valid cells: `days` are a cell each, from any hour to any other; `hours`
+    and `fine` are runs of whole buckets. Each in order and disjoint. A row
     that stands for longer than `reach`, or without an interval of its own and further than that from the one
     before, there is not."""
 
     hours: Sequence[Run]
     fine: Sequence[Run]
     reach: timedelta
+    days: Sequence[Run] = ()
 
 
 class Reading(Protocol):
@@ -36,7 +38,8 @@ class Reading(Protocol):
         """Runs a statement; gives its rows. Raises QueryError."""
 
     def coverage(self, start: datetime, end: datetime) -> Coverage:
-        """What cells there are of a stretch of time. From then on `hour_cells` and `fine_cells` have these."""
+        """What cells there are of a stretch of time. From then on `day_cells`, `hour_cells` and
+        `fine_cells` have these."""
 
     def rows_of(self, windows: Sequence[Run]) -> None:
         """From now on `samples` and `pod_usage` have at least the rows of these windows, of which both ends

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gpumon.server.accounts import rolling, slices
-from gpumon.server.accounts.cells import CREATE_CELLS, FINE, HOUR
+from gpumon.server.accounts.cells import CELL_COLUMNS, CREATE_CELLS, FINE, HOUR
 from gpumon.server.accounts.desk import Reading, Run, merged
 from gpumon.server.accounts.plan import plan
 from gpumon.server.accounts.ranges import Span
@@ -19,6 +19,8 @@ from gpumon.server.accounts.slices import GPU_KEY, KNOWN_FOR, PLACE, utc
 
 MOST_RAW: Final = timedelta(hours=6)
 """Raw rows of so much time are divided at once, to bound the memory that it takes."""
+
+_CELL: Final = ", ".join(CELL_COLUMNS)
 
 FLEET: Final = f"""
     seen AS (
@@ -39,18 +41,19 @@ FLEET: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """`relations` is SQL for WITH: `cells` and `fleet`; `parameters` are theirs. `hours` are the runs that are made
-    of hours, `raw` the stretches of time that are a cell of their own, with what they need of raw rows."""
+    """`relations` is SQL for WITH: `cells` and `fleet`; `parameters` are theirs. `single` are the
+    stretches of time that are a cell each, `hours` the runs that are made of hours; all else is of fine buckets.
+    `reach` is how far from them rows matter."""
 
     relations: str
     parameters: dict[str, Any]
+    single: Sequence[Run]
     hours: Sequence[Run]
-    raw: Sequence[Run]
     reach: timedelta
 
     def bucket_from(self, begin: datetime) -> Run:
         """The bucket that begins then, which is one of the range's."""
-        for of, to in self.raw:
+        for of, to in self.single:
             if of == begin:
                 return of, to
         length = HOUR if any(of <= begin < to for of, to in self.hours) else FINE
@@ -61,8 +64,8 @@ def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozense
     """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`."""
     start, end = utc(span.start), utc(span.end)
     known = reading.coverage(start - KNOWN_FOR, end)
-    before = plan(start - KNOWN_FOR, start, known.hours, known.fine)
-    within = plan(start, end, known.hours, known.fine)
+    before = plan(start - KNOWN_FOR, start, known)
+    within = plan(start, end, known)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
     reading.rows_of(list(merged([*before.raw, *slices.windows_of(within.raw, known.reach)])))
     raw = list(rolling.pieces(within.raw, MOST_RAW))
@@ -70,14 +73,19 @@ def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozense
         rolling.roll(reading.select, piece, known.reach, stale_after, "edge_cells", kinds | {"place"})
     rolling.sight(reading.select, before.raw, "edge_cells")
     parameters: dict[str, Any] = {"start": start, "end": end, "wall": span.seconds, "labels_end": end + KNOWN_FOR}
-    hours = _chosen("hour_cells", [*before.hours, *within.hours], parameters)
-    fine = _chosen("fine_cells", [*before.fine, *within.fine], parameters)
-    chosen = " UNION ALL ".join([*hours, *fine, "SELECT * FROM edge_cells"])
+    chosen = " UNION ALL ".join(
+        [
+            *_chosen("day_cells", [*before.days, *within.days], parameters),
+            *_chosen("hour_cells", [*before.hours, *within.hours], parameters),
+            *_chosen("fine_cells", [*before.fine, *within.fine], parameters),
+            f"SELECT {_CELL} FROM edge_cells",
+        ]
+    )
     return Gathered(
         f"cells AS NOT MATERIALIZED ({chosen}), {FLEET}",
         parameters,
+        single=[*within.days, *(interval for piece in raw for interval in piece)],
         hours=within.hours,
-        raw=[interval for piece in raw for interval in piece],
         reach=known.reach,
     )
 
@@ -87,4 +95,4 @@ def _chosen(table: str, runs: Sequence[Run], parameters: dict[str, Any]) -> list
     for number, (of, to) in enumerate(merged(runs)):
         parameters |= {f"{table}_of_{number}": of, f"{table}_to_{number}": to}
         conditions.append(f"bucket >= ${table}_of_{number} AND bucket < ${table}_to_{number}")
-    return [f"SELECT * FROM {table} WHERE ({' OR '.join(conditions)})"] if conditions else []
+    return [f"SELECT {_CELL} FROM {table} WHERE ({' OR '.join(conditions)})"] if conditions else []

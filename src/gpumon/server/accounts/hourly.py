@@ -1,5 +1,5 @@
-"""Makes the cells of hours of fine ones; pure but for the statement that it runs. Both kinds of cell say the same of
-their bucket, so that it makes no difference to an answer which it is made of."""
+"""Makes coarser cells of finer ones, of hours and days; pure but for the statement that it runs. Of the same stretch
+of time they say the same, so that it makes no difference to an answer which it is made of."""
 
 from __future__ import annotations
 
@@ -37,12 +37,19 @@ def hours_of(execute: Execute, hours: Sequence[Run], fine: str, into: str) -> No
     """Adds the cells of the whole hours in these stretches of time to a table, from a relation with all their fine
     cells."""
     for of, to in hours:
-        execute(_sql(fine, into), {"of": of, "to": to})
+        execute(_sql(fine, into, "date_trunc('hour', bucket)"), {"of": of, "to": to})
 
 
-def _sql(fine: str, into: str) -> str:
-    """Claims that share a GPU in the hour need not have shared it in one of its fine buckets: at a level, what a
-    fine bucket says is its joint row, or the claims that were alone."""
+def whole_of(execute: Execute, stretch: Run, cells: str, into: str) -> None:
+    """Adds to a table the one cell of all of a stretch of time, as of a day, from a relation with its cells of
+    hours, or its fine ones: its `bucket` is the stretch's start."""
+    of, to = stretch
+    execute(_sql(cells, into, "CAST($of AS TIMESTAMP)"), {"of": of, "to": to})
+
+
+def _sql(cells: str, into: str, bucket: str) -> str:
+    """Claims that share a GPU in the whole need not have shared it in one of its parts: at a level, what a part says
+    is its joint row, or the claims that were alone."""
     level_keys = ", ".join(_level_key(rank) for rank in _RANKS)
     kept = ", ".join(
         f"CASE WHEN level >= {rank} THEN {name} END AS {name}"
@@ -52,13 +59,13 @@ def _sql(fine: str, into: str) -> str:
     named = ", ".join(f"any_value({name}) AS {name}" for name in (*PLACE, *(n for k in LEVEL_KEYS for n in k)))
     return f"""
         INSERT INTO {into} BY NAME
-        WITH fine AS MATERIALIZED (
-            SELECT * REPLACE (date_trunc('hour', bucket) AS bucket), hash({", ".join(PLACE)}) AS place
-            FROM {fine} WHERE bucket >= $of AND bucket < $to
+        WITH parts AS MATERIALIZED (
+            SELECT * REPLACE ({bucket} AS bucket), hash({", ".join(PLACE)}) AS place
+            FROM {cells} WHERE bucket >= $of AND bucket < $to
         ),
         added AS (
             SELECT bucket, kind, subject, any_value(place) AS place, {_KEYS}, {_ADDED}
-            FROM fine WHERE kind <> 'joint' GROUP BY bucket, kind, subject
+            FROM parts WHERE kind <> 'joint' GROUP BY bucket, kind, subject
         ),
         together AS (
             SELECT bucket, place, level, level_key, {named}, {_PEAKS}
@@ -66,7 +73,7 @@ def _sql(fine: str, into: str) -> str:
                                                 ELSE range(level + 1, {len(LEVEL_KEYS) + 1}) END) AS level),
                          unnest(CASE WHEN kind = 'joint' THEN [[{level_keys}][level]]
                                      ELSE [{level_keys}][level + 1:] END) AS level_key
-                  FROM fine WHERE kind = 'joint' OR (kind = 'claim' AND who <> 'nobody'))
+                  FROM parts WHERE kind = 'joint' OR (kind = 'claim' AND who <> 'nobody'))
             GROUP BY bucket, place, level, level_key
             HAVING bool_or(kind = 'joint') OR count(DISTINCT subject) > 1
         )

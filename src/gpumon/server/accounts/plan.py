@@ -7,27 +7,30 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpumon.server.accounts.cells import FINE, HOUR
-from gpumon.server.accounts.desk import Run, merged
+from gpumon.server.accounts.desk import Coverage, Run, merged
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive UTC, as in the store
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Runs of whole hours and of whole fine buckets to take from cells, and what is left for raw rows: together the
+    """Days, runs of whole hours and of whole fine buckets to take from cells, and what is left for raw rows: together the
     stretch, disjoint."""
 
+    days: list[Run]
     hours: list[Run]
     fine: list[Run]
     raw: list[Run]
 
 
-def plan(start: datetime, end: datetime, hours: Sequence[Run], fine: Sequence[Run]) -> Plan:
-    """How to answer for [start, end), where there are cells of these runs: as coarse as can be."""
-    by_hour = whole_buckets(hours, [(start, end)], HOUR)
-    rest = _without([(start, end)], by_hour)
-    by_fine = whole_buckets(fine, rest, FINE)
-    return Plan(by_hour, by_fine, _without(rest, by_fine))
+def plan(start: datetime, end: datetime, known: Coverage) -> Plan:
+    """How to answer for [start, end): with as coarse cells as there are."""
+    days = [(of, to) for of, to in known.days if start <= of and to <= end]
+    rest = _without([(start, end)], days)
+    hours = whole_buckets(known.hours, rest, HOUR)
+    rest = _without(rest, hours)
+    fine = whole_buckets(known.fine, rest, FINE)
+    return Plan(days, hours, fine, _without(rest, fine))
 
 
 def whole_buckets(runs: Sequence[Run], stretches: Sequence[Run], bucket: timedelta) -> list[Run]:

@@ -6,7 +6,7 @@ Beside the day's sealed rows there are, in the folder that it writes to, `other_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,8 @@ from gpumon.server.relations import SEALABLE, quoted
 from gpumon.server.touched import FINE, HOUR
 
 _FILE: Final = 2**40
+_ROWS: Final = 200_000
+"""Of samples and pods' rows, worked on at once."""
 Run = tuple[datetime, datetime]
 
 
@@ -74,6 +76,28 @@ def _within(begin: datetime, end: datetime, length: timedelta) -> list[Run]:
     return [(first + number * length, first + (number + 1) * length) for number in range((end - first) // length)]
 
 
+def _parts(database: Database, buckets: list[Run]) -> Iterator[list[Run]]:
+    """The buckets in as few parts as memory allows."""
+    counted: dict[datetime, int] = dict(
+        database.execute(
+            f"""
+            SELECT time_bucket(INTERVAL 5 MINUTES, sampled_at), count(*)
+            FROM ({" UNION ALL ".join(f"SELECT sampled_at FROM {table.name}" for table in SEALABLE)}) GROUP BY ALL"""
+        )
+    )
+    part: list[Run] = []
+    rows = 0
+    for bucket in buckets:
+        of_bucket = counted.get(bucket[0], 0)
+        if part and rows + of_bucket > _ROWS:
+            yield part
+            part, rows = [], 0
+        part.append(bucket)
+        rows += of_bucket
+    if part:
+        yield part
+
+
 def _make(database: Database, job: CellsJob, folder: Path) -> None:
     def execute(sql: str, parameters: Mapping[str, Any] | None = None) -> Rows:
         return database.execute(sql, parameters or ())
@@ -87,8 +111,7 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
     for name in ("fine", "hours"):
         execute(f"CREATE TABLE {name} {CREATE_CELLS}")
     buckets, hours = runs_within(job.begin, job.end)
-    for start in range(0, len(buckets), HOUR // FINE):
-        part = buckets[start : start + HOUR // FINE]
+    for part in _parts(database, buckets):
         roll(execute, part, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
     if hours:
         hours_of(execute, hours, "fine", "hours")

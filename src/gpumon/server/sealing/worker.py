@@ -3,8 +3,8 @@
     {"do": "raw", "day": "2026-11-24", …}   →   {"folder": …, "seconds": 41.2, "peak_mib": 380}   exit code 0
                                                 {"error": "can't …"}                               exit code 1
 
-It has the lowest priority, and ends when the server that started it has ended: what it was making is left with a
-name in `.new`, which the next start removes.
+It has a low priority, and ends when the server, whose process id is its argument, is no longer its parent: what it
+was making is left with a name in `.new`, which the next start removes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _decode: Final = msgspec.json.Decoder(RawJob | CellsJob).decode
 
 def main() -> int:
     """Does the job that stands on the standard input. Gives the exit code."""
-    _end_with_the_server(os.getppid())
+    if os.name != "nt":  # there the parent is the launcher of the virtual environment, and stays so
+        _end_with_the_server(int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid())
     if hasattr(os, "nice"):
         os.nice(_NICE)
     logging.basicConfig(stream=sys.stderr, format="%(message)s")

@@ -1,0 +1,110 @@
+"""What is sealed counts when it is whole, and only then."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from pathlib import Path
+
+import pytest
+
+from gpumon.server import manifest
+from gpumon.server.manifest import CellsManifest, RawManifest, SealedFile
+
+DAY = date(2026, 11, 24)
+
+
+def raw_folder(root: Path, content: bytes = b"rows", stamp: str = "raw", number: int = 1) -> Path:
+    """A sealed day whose files are of any content."""
+    folder = root / "20261124" / f"raw-{number}.new"
+    folder.mkdir(parents=True)
+    for name in (*manifest.RAW_ROWS, "readings.parquet"):
+        (folder / name).write_bytes(content)
+    said = RawManifest(
+        stamp=stamp,
+        day=DAY,
+        files=[SealedFile("gpu_metrics_20261124.csv", 10, 20, 1)],
+        damaged=0,
+        rows={"samples": 1, "pod_usage": 1},
+        first_at=datetime(2026, 11, 24, 1, 2, 3, 4000),
+        last_at=None,
+        longest_interval=10.0,
+        unstated=False,
+        outputs=manifest.outputs_of(folder),
+    )
+    published = manifest.publish(folder, said)
+    assert manifest.read(published, RawManifest) == said
+    return published
+
+
+def cells_folder(root: Path, raw: str) -> Path:
+    folder = root / "20261124" / "cells-9.new"
+    folder.mkdir(parents=True)
+    (folder / "fine.parquet").write_bytes(b"cells")
+    run = (datetime(2026, 11, 24), datetime(2026, 11, 24, 1))
+    said = CellsManifest(
+        stamp="cells", day=DAY, raw=raw, fine=[run], hours=[run], outputs=manifest.outputs_of(folder)
+    )
+    return manifest.publish(folder, said)
+
+
+def test_a_flipped_bit_is_noticed_by_the_checksum_and_a_missing_end_at_a_glance(tmp_path: Path) -> None:
+    folder = raw_folder(tmp_path, bytes(3_000_000))
+    said = manifest.read(folder, RawManifest)
+    assert manifest.fault(folder, said.outputs) is None
+    damaged = bytearray(3_000_000)
+    damaged[2_500_000] = 1
+    (folder / "samples.parquet").write_bytes(damaged)
+    assert manifest.fault(folder, said.outputs, quick=True) is None
+    assert manifest.fault(folder, said.outputs) == "samples.parquet has another checksum"
+    (folder / "samples.parquet").write_bytes(damaged[:-1])
+    assert manifest.fault(folder, said.outputs, quick=True) == "samples.parquet has another size"
+    (folder / "samples.parquet").unlink()
+    assert "samples.parquet can't be read" in str(manifest.fault(folder, said.outputs, quick=True))
+
+
+def test_what_a_kill_left_and_what_was_replaced_is_removed(tmp_path: Path) -> None:
+    raw_folder(tmp_path, number=1)
+    newest = raw_folder(tmp_path, number=2)
+    (tmp_path / "20261124" / "raw-3.new" / "work").mkdir(parents=True)
+    (tmp_path / "20261124" / "raw-4").mkdir()  # its manifest was never written
+    cells = cells_folder(tmp_path, newest.name)
+    found = manifest.find(tmp_path, "raw", "cells")[DAY]
+    assert (found.folder, found.cells_folder) == (newest, cells)
+    assert set((tmp_path / "20261124").iterdir()) == {newest, cells}
+
+
+def test_cells_of_other_rows_do_not_count(tmp_path: Path) -> None:
+    raw = raw_folder(tmp_path, number=2)
+    cells_folder(tmp_path, "raw-1")
+    found = manifest.find(tmp_path, "raw", "cells")[DAY]
+    assert (found.folder, found.cells_folder, found.cells) == (raw, None, None)
+    assert list((tmp_path / "20261124").iterdir()) == [raw]
+
+
+@pytest.mark.parametrize("harm", ["another version", "cut", "no manifest", "manifest of nonsense"])
+def test_a_folder_that_cannot_be_relied_on_is_thrown_away(tmp_path: Path, harm: str) -> None:
+    folder = raw_folder(tmp_path, stamp="older" if harm == "another version" else "raw")
+    if harm == "cut":
+        (folder / "readings.parquet").write_bytes(b"")
+    elif harm == "no manifest":
+        manifest.spoil(folder)
+    elif harm == "manifest of nonsense":
+        (folder / manifest.MANIFEST).write_bytes(b'{"stamp": 1')
+    assert manifest.find(tmp_path, "raw", "cells") == {}
+    assert not folder.exists()
+
+
+def test_a_day_whose_rows_retention_has_deleted_is_still_whole(tmp_path: Path) -> None:
+    folder = raw_folder(tmp_path)
+    said = manifest.without_rows(folder, manifest.read(folder, RawManifest), deleting=False)
+    for name in manifest.RAW_ROWS:
+        (folder / name).unlink()
+    assert list(said.outputs) == ["readings.parquet"]
+    assert manifest.find(tmp_path, "raw", "cells")[DAY].raw == said
+
+
+def test_a_file_that_was_compressed_is_known_by_its_new_name(tmp_path: Path) -> None:
+    folder = raw_folder(tmp_path)
+    name = "gpu_metrics_20261124.csv"
+    manifest.renamed(folder, manifest.read(folder, RawManifest), name, f"{name}.gz", 5, 6)
+    assert manifest.read(folder, RawManifest).files == [SealedFile(f"{name}.gz", 5, 6, 1)]
