@@ -45,6 +45,7 @@ bench: $(READY)  ## what agent and server cost; takes five minutes
 	$(BIN)/python -m bench.agent
 	$(BIN)/python -m bench.agent_pods
 	$(BIN)/python -m bench.ingest
+	$(BIN)/python -m bench.openloop
 
 bench-attribution: $(READY)  ## whose use it was, against scenes of known truth; writes README's table; two minutes
 	$(BIN)/python -m bench.attribution --write-readme

@@ -148,14 +148,15 @@ class Served:
 
 @contextmanager
 def served(folder: Path, **settings: str) -> Iterator[Served]:
-    """A running server; `settings` are SECTION__KEY="value". No day is deleted, and no GPU counts as gone within a
-    day of its last sample, because a benchmark's data ends before it runs."""
+    """A running server; `settings` are SECTION__KEY="value". No day is deleted, days are sealed soon, and no GPU
+    counts as gone within a day of its last sample, because a benchmark's data ends before it runs."""
     port = free_port()
     own = {
         "SERVER__HOST": "127.0.0.1",
         "SERVER__PORT": str(port),
         "STORAGE__OUTPUT_DIRECTORY": str(folder),
         "STORAGE__DATA_RETENTION_DAYS": "0",
+        "PERFORMANCE__SEAL_AFTER_MINUTES": "0.05",
         "LIMITS__STALE_AFTER_SECONDS": "86400",
         "LOGGING__LOG_FILE": "",
         "LOGGING__LOG_LEVEL": "ERROR",

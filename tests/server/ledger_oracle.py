@@ -287,8 +287,8 @@ def added(shares: Iterable[Share], of: Callable[[Share], float | None]) -> float
 
 
 def together(shares: Iterable[Share], groupings: str) -> list[list[Share]]:
-    """Shares of the same sample that are together at the coarsest level which says the group: those of a container,
-    a pod (each of its workload), a workload, a namespace, or all of the GPU."""
+    """Shares of the same sample that are together at the coarsest level which says the group: those of a
+    container, a pod (each of its workload), a workload, a namespace, or all of the GPU."""
     wanted = groupings.split(",")
     levels = ("container", "pod", "owner", "namespace")
     level = next(

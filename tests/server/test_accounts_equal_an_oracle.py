@@ -40,7 +40,7 @@ def ask(client: httpx.Client, name: str, **wanted: Any) -> dict[str, Any]:
     return data
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ticks=st.lists(tick, max_size=14),
     batches=st.integers(1, 4),

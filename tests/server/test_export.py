@@ -19,7 +19,7 @@ import pytest
 from nanoarrow import ipc
 
 from gpumon.model.fields import CSV_COLUMNS, FIELDS
-from gpumon.server import exporting
+from gpumon.server import exporting, exportrows
 from gpumon.server.api import streaming
 from gpumon.server.tables import POD_USAGE, SAMPLES
 from tests.processes import until
@@ -232,7 +232,7 @@ def test_arrow_comes_in_slices_that_fit_the_memory(full: httpx.Client) -> None:
     data = full.get("/api/export", params=RANGE | {"format": "arrow", "columns": "gpu_id"}, timeout=100).content
     lengths = [len(array) for array in na.ArrayStream(ipc.InputStream.from_readable(io.BytesIO(data)))]
     assert sum(lengths) == ROWS
-    assert max(lengths) <= exporting._ARROW_ROWS
+    assert max(lengths) <= exportrows.ARROW_ROWS
 
 
 def test_one_export_at_a_time_and_small_questions_beside_it(

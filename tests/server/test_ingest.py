@@ -250,7 +250,7 @@ def test_lines_are_those_of_the_csv_module_whatever_stands_in_a_cell(text: str) 
         ("2026-11-24 12:00:00", 0, text, None, 1.5, 0.1, "", None),
         ("2026-11-24 12:00:00", 2**62, None, 87.0, -0.0, 64.39999999999999, "x", "true"),
     ]
-    for some in (rows, rows[:1], rows[1:]):
+    for some in (rows, rows[:1], rows[1:], []):
         expected = io.StringIO(newline="")
         csv.writer(expected, lineterminator="\n").writerows(some)
         assert render(some) == expected.getvalue().encode()

@@ -112,7 +112,7 @@ def test_the_store_holds_what_the_files_say(tmp_path: Path) -> None:
             assert f"gpumon_server_{trouble} 0.0" in text
     instant = datetime(2026, 11, 24, 12, 0, 0, 250_000)
     assert in_sql(
-        tmp_path, "SELECT sampled_at, pod, process_name, held, memory_used, gpu_utilization, file FROM pod_usage"
+        tmp_path, "SELECT sampled_at, pod, process_name, held, memory_used, gpu_utilization, file FROM hot_pod_usage"
     ) == [
         (instant, "train-0", None, True, 19_000.5, 50.0, f"pod_usage_{DAY}.csv"),
         (instant, None, "Xorg", False, None, 50.0, f"pod_usage_{DAY}.csv"),
@@ -123,7 +123,7 @@ def test_the_store_holds_what_the_files_say(tmp_path: Path) -> None:
         (instant, "node-1", "train-0", "empty", None, f"pods_{DAY}.csv"),
         (instant, "node-1", None, "zone", "a", f"pods_{DAY}.csv"),
     ]
-    assert in_sql(tmp_path, "SELECT count(*) FROM samples") == [(1,)]
+    assert in_sql(tmp_path, "SELECT count(*) FROM hot_samples") == [(1,)]
 
 
 def test_nothing_changes_for_a_client_that_tells_of_no_pods(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_batch_that_comes_again_adds_nothing_to_any_file(tmp_path: Path) -> No
             for _ in range(3):
                 client.post(PATH, json=body, headers={"Gpumon-Batch": "n/b/1"}).raise_for_status()
     assert [len(lines(tmp_path, prefix)) for prefix in ("gpu_metrics", "pod_usage", "pods")] == [3, 3, 1]
-    assert in_sql(tmp_path, "SELECT count(*) FROM pod_usage") == [(3,)]
+    assert in_sql(tmp_path, "SELECT count(*) FROM hot_pod_usage") == [(3,)]
 
 
 @pytest.mark.parametrize("prefix", ["gpu_metrics", "pod_usage", "pods"])
@@ -329,7 +329,7 @@ def test_after_kill_9_under_load_every_file_has_what_was_acknowledged_once(tmp_p
     assert labelled == Counter(
         (f"p-{n}", label, value) for n in acknowledged for label, value in (("number", str(n)), ("team", "a"))
     )
-    for table, rows in (("samples", 1), ("pod_usage", 2), ("pod_labels", 2)):
+    for table, rows in (("hot_samples", 1), ("hot_pod_usage", 2), ("pod_labels", 2)):
         assert in_sql(tmp_path, f"SELECT count(*) FROM {table}") == [(rows * len(acknowledged),)]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, date, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -210,7 +211,8 @@ def test_a_file_that_cannot_be_read_is_left_out_with_the_reason(
 ) -> None:
     monkeypatch.setattr(filling, "PIECE_BYTES", 1000)
     monkeypatch.setattr(filling, "_BLOCK", 100)
-    packed = gzip.compress(text(*(line(timestamp=f"2026-11-24 10:{n % 60:02d}:00") for n in range(500))))
+    names = (sha256(bytes([n])).hexdigest() for n in range(250))  # so that half of the file is some of the lines
+    packed = gzip.compress(text(*(line(gpu_name=name) for name in names)))
     put(tmp_path, "gpu_metrics_20261124.001.csv.gz", packed[: len(packed) // 2])
     put(tmp_path, SAMPLES_FILE, text(line(utilization_gpu=5.0)))
     folder, said = seal(tmp_path)

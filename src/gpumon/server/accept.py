@@ -111,7 +111,7 @@ class Acceptor:
             when = instants.get(told)
             if when is None:
                 try:
-                    when = instants[told] = self._when(*told, now)
+                    when = instants[told] = self._when(told[0], told[1], now)
                 except BadInstant as error:
                     faults.refuse(index, [error.field], str(error))
                     continue

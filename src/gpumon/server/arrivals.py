@@ -78,7 +78,13 @@ class Arrivals:
             )
         finally:
             self._piece.unlink(missing_ok=True)
-        set_aside(self._quarantine, stretch.name, damage, before=stretch.lines + 1, lines=lines)
+        set_aside(
+            self._quarantine,
+            stretch.name,
+            damage,
+            before=stretch.lines + 1,
+            lines=None if stretch.start == 0 else lines,
+        )
         if damage.count:
             self.damaged_lines += damage.count
             log.warning("csv_lines_left_out file=%s lines=%d of=%d", stretch.name, damage.count, lines)

@@ -219,6 +219,8 @@ def render(rows: list[Row]) -> bytes:
     Where no cell needs quotes, as nearly always, they go the way of JSON in a third of the CPU time: without a
     comma, a quote or a line break in any cell, the CSV is what is left when brackets, quotes and nulls are taken
     away. (The first cell, the time, is never None.)"""
+    if not rows:
+        return b""
     text = _json(rows)
     if b"\\" in text or text.count(b",") != len(rows) * len(rows[0]) - 1:
         quoted = io.StringIO(newline="")

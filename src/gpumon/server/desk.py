@@ -13,6 +13,7 @@ from typing import Any, Final
 from gpumon.server.accounts.desk import Coverage, Run
 from gpumon.server.database import Reading, Rows
 from gpumon.server.queries import Query
+from gpumon.server.readings import PLACE
 from gpumon.server.relations import Window, quoted
 from gpumon.server.store import Store
 from gpumon.server.touched import FINE, HOT, HOUR, Touched
@@ -55,6 +56,26 @@ class Place:
     def rows_of(self, windows: Sequence[Window]) -> None:
         """From now on `samples` and `pod_usage` have the rows within the windows (naive UTC) at least."""
         self._store.look_at(self._reading, windows)
+
+    def counted(self, start: datetime, end: datetime) -> None:
+        """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu in
+        [start, end), naive UTC. Of sealed days within it that is kept; the rest is counted by rows."""
+        inside = [
+            day
+            for (day,) in self.select(
+                "SELECT day FROM sealed WHERE first_at >= $start AND last_at < $end", {"start": start, "end": end}
+            )
+        ]
+        self._store.look_at(self._reading, [(start, end)], without=inside)
+        self.select(
+            f"""
+            CREATE OR REPLACE TEMP TABLE counted AS
+            SELECT {", ".join(PLACE)}, value, readings FROM levels WHERE list_contains($inside, day)
+            UNION ALL
+            SELECT {", ".join(PLACE)}, utilization_gpu AS value, count(*) AS readings FROM samples
+            WHERE sampled_at >= $start AND sampled_at < $end AND utilization_gpu IS NOT NULL GROUP BY ALL""",
+            {"start": start, "end": end, "inside": inside},
+        )
 
     def coverage(self, start: datetime, end: datetime) -> Coverage:
         """Which buckets in [start, end), naive UTC, are rolled; their cells are in `hour_cells` and `fine_cells`

@@ -1,91 +1,66 @@
-"""Rows of a table to take away: as CSV like the daily files, as Parquet, as an Arrow IPC stream.
+"""Rows of a table to take away: as CSV, as an Arrow IPC stream (see `exportrows`), as Parquet.
 
-One snapshot, in no order. Memory is bounded whatever the range: CSV by batches of lines that DuckDB makes, Arrow
-by slices of time, since DuckDB hands a whole result over at once, and Parquet by a file below `.gpumon/tmp`, which
-is sent from there. One export at a time: it takes a share of DuckDB's memory and threads for long.
+One snapshot, in no order, in bounded memory whatever the range; Parquet by a file below `.gpumon/tmp`, which is
+sent from there. One export at a time: it takes a share of DuckDB's memory and threads for long.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import math
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO
 from zoneinfo import ZoneInfo
-
-from nanoarrow import ipc  # type: ignore[import-untyped]
 
 from gpumon.clock import Now
 from gpumon.errors import QueryError
-from gpumon.model.field import Field
 from gpumon.server.accounts.ranges import Span, span_of
 from gpumon.server.database import Reading, UnreadableFile
+from gpumon.server.exportrows import BLOCK_BYTES, Wanted, arrow_blocks, csv_blocks, from_where
 from gpumon.server.store import Store
-from gpumon.server.tables import Table
-
-log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 5.0
 """Longest wait for the export under way."""
-_LINES = 20_000
-_ARROW_ROWS = 20_000
-_SHORTEST_SLICE = timedelta(seconds=1)
-_BLOCK = 1 << 18
 _WATCH_SECONDS = 1.0
 _RESERVE_BYTES = 500 * 10**6
 """An export ends where less than this would be left on the disk that samples are stored on."""
 _ASIDE = "export-"
 
-Format = Literal["csv", "parquet", "arrow"]
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to export: these columns of the rows of a table from `start` up to, not including, `end` (naive UTC),
-    which have these values."""
-
-    table: Table
-    format: Format
-    start: datetime
-    end: datetime
-    columns: tuple[str, ...]
-    equal: Mapping[str, str | int]
-
 
 class Export:
     """One export under way: its bytes, block by block, the first of which is there already. `close` it."""
 
-    def __init__(self, blocks: Iterator[bytes], let_go: Callable[[], None]) -> None:
+    def __init__(self, blocks: Generator[bytes, None, None], thread: Executor, let_go: Callable[[], None]) -> None:
         self._made = blocks
+        self._thread = thread
         self._let_go = let_go
-        self._first: bytes | None = None
+        self._first = b""
 
     def begin(self) -> None:
         """Makes the first block, so that what can't be had is known before anything is sent. Raises QueryError."""
-        self._first = next(self._made, b"")
+        self._first = self._next()
 
     def blocks(self) -> Iterator[bytes]:
         """All blocks. Raises QueryError in the middle where the rest can't be had."""
-        if self._first:
-            yield self._first
-        yield from self._made
+        block = self._first
+        while block:
+            yield block
+            block = self._next()
 
     def close(self) -> None:
         """Ends the query, removes what was made aside, lets the next one begin."""
         try:
-            if hasattr(self._made, "close"):
-                self._made.close()
+            self._thread.submit(self._made.close).result()
         finally:
             self._let_go()
+
+    def _next(self) -> bytes:
+        return self._thread.submit(next, self._made, b"").result()
 
 
 class Exports:
@@ -108,6 +83,8 @@ class Exports:
         self._max_range_days = max_range_days
         self._aside = folder / ".gpumon" / "tmp"
         self._turn = threading.Lock()
+        # Always the same thread: the C library keeps memory for each that has made blocks.
+        self._thread = ThreadPoolExecutor(1, "export")
 
     def clean(self) -> None:
         """Removes what a server that was killed left."""
@@ -125,7 +102,7 @@ class Exports:
             raise QueryError(
                 "another export is under way, and there is one at a time; try again later", status=503
             )
-        export = Export(self._made(wanted), self._turn.release)
+        export = Export(self._made(wanted), self._thread, self._turn.release)
         try:
             self._refresh()
             export.begin()
@@ -134,16 +111,16 @@ class Exports:
             raise
         return export
 
-    def _made(self, wanted: Wanted) -> Iterator[bytes]:
+    def _made(self, wanted: Wanted) -> Generator[bytes, None, None]:
         with self._store.reading([(wanted.start, wanted.end)]) as reading:
             match wanted.format:
                 case "csv":
-                    yield from _csv(reading, wanted)
+                    yield from csv_blocks(reading, wanted)
                 case "arrow":
-                    yield from _arrow(reading, wanted)
+                    yield from arrow_blocks(reading, wanted)
                 case "parquet":
                     with self._parquet(reading, wanted) as file:
-                        while block := file.read(_BLOCK):
+                        while block := file.read(BLOCK_BYTES):
                             yield block
 
     @contextlib.contextmanager
@@ -168,85 +145,9 @@ class Exports:
             path.unlink(missing_ok=True)
 
 
-def _csv(reading: Reading, wanted: Wanted) -> Iterator[bytes]:
-    yield (",".join(wanted.columns) + "\n").encode()
-    fields = {field.name: field for field in wanted.table.fields}
-    line = ", ',', ".join(f"coalesce({_cell(fields[name])}, '')" for name in wanted.columns)
-    rest, parameters = _from(wanted)
-    for batch in reading.batches(f"SELECT concat({line}, chr(10)) {rest}", parameters, rows=_LINES):
-        yield "".join([text for (text,) in batch]).encode()
-
-
-def _cell(field: Field) -> str:
-    """SQL for a value as `csvlog.render` writes it."""
-    name = field.name
-    match field.name, field.kind:
-        case "sampled_at", _:
-            exact = "strftime(sampled_at, '%Y-%m-%dT%H:%M:%S.%fZ')"
-            usual = "strftime(sampled_at, '%Y-%m-%dT%H:%M:%S.%gZ')"
-            return f"CASE WHEN epoch_us(sampled_at) % 1000 = 0 THEN {usual} ELSE {exact} END"
-        case "timestamp", _:
-            return "strftime(timestamp, '%Y-%m-%d %H:%M:%S')"
-        case _, "text":
-            quoted = f"""'"' || replace({name}, '"', '""') || '"'"""
-            return f"""CASE WHEN regexp_matches({name}, '[",\\r\\n]') THEN {quoted} ELSE {name} END"""
-        case _:
-            return f"CAST({name} AS VARCHAR)"
-
-
-def _arrow(reading: Reading, wanted: Wanted) -> Iterator[bytes]:
-    columns = ", ".join(wanted.columns)
-    buffer = io.BytesIO()
-    writer = ipc.StreamWriter.from_writable(buffer)
-
-    def slice_of(start: datetime, end: datetime) -> Any:
-        rest, variables = _from(wanted, start, end, value="getvariable('{}')")
-        return reading.arrow(f"SELECT {columns} {rest}", variables)
-
-    def written() -> bytes:
-        data = buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-        return data
-
-    try:
-        writer.write_stream(slice_of(wanted.start, wanted.start))  # no row: the schema
-        yield written()
-        for start, end in _slices(reading, wanted, wanted.start, wanted.end):
-            writer.write_stream(slice_of(start, end), write_schema=False)
-            yield written()
-        writer.close()
-        yield written()
-    finally:
-        writer.release()
-
-
-def _slices(
-    reading: Reading, wanted: Wanted, start: datetime, end: datetime
-) -> Iterator[tuple[datetime, datetime]]:
-    """The stretch in slices with few rows each, those without a row left out."""
-    rest, parameters = _from(wanted, start, end)
-    reading.renew()
-    ((rows, first, last),) = reading.select(
-        f"SELECT count(*), min(sampled_at), max(sampled_at) {rest}",
-        parameters,
-    )
-    if not rows:
-        return
-    start, end = first, last + timedelta(microseconds=1)
-    if rows <= _ARROW_ROWS or end - start <= _SHORTEST_SLICE:
-        yield start, end
-        return
-    parts = math.ceil(1.2 * rows / _ARROW_ROWS)
-    step = max((end - start) / parts, _SHORTEST_SLICE / 2)
-    while start < end:
-        yield from _slices(reading, wanted, start, min(start + step, end))
-        start += step
-
-
 def _copy(reading: Reading, wanted: Wanted, path: Path) -> None:
     """Writes a Parquet file. As long as the file grows the time limit does not strike."""
-    rest, parameters = _from(wanted)
+    rest, parameters = from_where(wanted)
     columns = ", ".join(wanted.columns)
     done = threading.Event()
     cramped = threading.Event()
@@ -280,13 +181,3 @@ def _copy(reading: Reading, wanted: Wanted, path: Path) -> None:
     finally:
         done.set()
         watcher.join()
-
-
-def _from(
-    wanted: Wanted, start: datetime | None = None, end: datetime | None = None, *, value: str = "${}"
-) -> tuple[str, dict[str, str | int | datetime]]:
-    """FROM and WHERE, and the values, which stand in it in the form of `value`."""
-    values: dict[str, str | int | datetime] = {"start": start or wanted.start, "end": end or wanted.end}
-    conditions = [f"sampled_at >= {value.format('start')}", f"sampled_at < {value.format('end')}"]
-    conditions += [f"{name} = {value.format(name)}" for name in wanted.equal]
-    return f"FROM {wanted.table.name} WHERE {' AND '.join(conditions)}", values | dict(wanted.equal)

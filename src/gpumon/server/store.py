@@ -19,8 +19,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterator, Sequence
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,9 +140,12 @@ class Store:
                 self._readers.discard(reader)
                 self._left.notify_all()
 
-    def look_at(self, reading: Reading, windows: Sequence[Window]) -> None:
-        """Makes the relations `samples` and `pod_usage` of a reading, for these windows."""
-        for statement in views(_sealed(reading.select(_RAW)), windows):
+    def look_at(self, reading: Reading, windows: Sequence[Window], without: Collection[date] = ()) -> None:
+        """Makes the relations `samples` and `pod_usage` of a reading, for these windows, without what is sealed of
+        some days."""
+        left_out = {f"{day:%Y%m%d}" for day in without}
+        there = [raw for raw in _sealed(reading.select(_RAW)) if raw.folder.parent.name not in left_out]
+        for statement in views(there, windows):
             reading.select(statement)
 
     def wait_for_readers(self, timeout_seconds: float) -> bool:

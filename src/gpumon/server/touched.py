@@ -23,7 +23,7 @@ HOT: Final = "hot"
 FINE: Final = timedelta(minutes=5)
 HOUR: Final = timedelta(hours=1)
 _REMEMBERED: Final = 20_000
-_REACH: Final = f"max(least(interval_seconds, {LONGEST})), coalesce(bool_or(interval_seconds IS NULL), false)"
+_REACH: Final = f"max(CASE WHEN interval_seconds > {LONGEST} THEN {LONGEST} ELSE interval_seconds END), coalesce(bool_or(interval_seconds IS NULL), false)"
 
 
 class Touched:

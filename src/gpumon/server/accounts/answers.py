@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from gpumon.clock import Now, to_wire
 from gpumon.errors import QueryError
 from gpumon.server import queries
-from gpumon.server.accounts import current, idle, ledger, series, usage
+from gpumon.server.accounts import current, idle, ledger, series, usage, utilization
 from gpumon.server.accounts.desk import Desk, Reading, Rows
 from gpumon.server.accounts.gathering import Gathered, gather
 from gpumon.server.accounts.groups import grouping
@@ -95,6 +95,14 @@ class Answers:
                 stale_after=self._stale_after,
             )
         return {"range": _range(span)} | idle.idle_of(rows, span, shortest, self._currency)
+
+    def utilization(self, words: RangeWords, group_by: str) -> Answer:
+        """How hard GPUs worked: mean, extremes and percentiles of their readings, by group."""
+        span, keys = self._span(words), utilization.keys_of(group_by)
+        with self._reading() as reading:
+            reading.counted(utc(span.start), utc(span.end))
+            rows = _select(reading, utilization.select_utilization(keys))
+        return _about(span, group_by) | utilization.utilization_of(rows, keys)
 
     def series(self, words: RangeWords, wanted: series.Wanted, step: str | None) -> Answer:
         """One metric over time."""

@@ -4,7 +4,8 @@ A cell is what the accounts of one bucket of wall time come to, kept: because a 
 bucket, the cells of adjacent buckets add up to the accounts of the whole, and what is highest in one of them is
 highest in all. Buckets are of UTC, of 5 minutes (fine) or an hour. The kinds of rows:
 
-claim   what a user, nobody, or users unknown had of a GPU at one place. `level` is the finest at which another claim
+claim   what a user, nobody, or users unknown had of a GPU at one place. `level` is the finest at which another
+        claim
         shares the GPU with it in the bucket: there the peaks are those of the joint row
 joint   peaks of several claims together on a GPU, at a level of LEVELS
 place   that a GPU was seen at a place: `covered` seconds, the last instant

@@ -38,8 +38,10 @@ SLICES: Final = f"""
                 THEN {within("coalesce(utilization_mean, utilization_gpu)", "0", "100")} / 100 END AS busy,
            {within("memory_used", "0")} AS memory,
            {within("coalesce(interval_energy_mj, power_draw * total / 1e3)", "0")} AS energy
-    FROM cell_ticks JOIN (SELECT sample, any_value(total) AS total FROM cell_spans GROUP BY sample) USING (sample)"""
-"""What there is to divide, of the samples that stand for anything: the energy of all of a sample's own interval."""
+    FROM cell_ticks
+    JOIN (SELECT sample, any_value(total) AS total FROM cell_spans GROUP BY sample) USING (sample)"""
+"""What there is to divide, of the samples that stand for anything: the energy of all of a sample's own
+interval."""
 
 
 def users(windows: Sequence[Run], of: str = "TRUE") -> str:
@@ -59,10 +61,13 @@ def users(windows: Sequence[Run], of: str = "TRUE") -> str:
     named = ", ".join(f"{keys[name]} AS claim_{name}" for name in CLAIM)
     selected = f"""
         row_id, {SOURCE} AS source, sampled_at, hash({_WHO}) AS identity, {named},
-        hash({", ".join(f"claim_{name}" for name in CLAIM)}) AS claim, mig_uuid, namespace, pod, container, pod_uid,
-        owner_kind, owner_name, method, held, gpu_share, utilization, memory_used AS memory, energy_mj,
+        hash({", ".join(f"claim_{name}" for name in CLAIM)}) AS claim, mig_uuid, namespace, pod, container,
+        pod_uid, owner_kind, owner_name, method, held, gpu_share, utilization, memory_used AS memory, energy_mj,
         process_count AS processes"""
-    return f"SELECT * FROM ({rows('pod_usage', selected, windows, of)}) AS told JOIN (SELECT sample, source, sampled_at FROM cell_slices) USING (source, sampled_at)"
+    told = rows("pod_usage", selected, windows, of)
+    return f"""
+        SELECT * FROM ({told}) AS told
+        JOIN (SELECT sample, source, sampled_at FROM cell_slices) USING (source, sampled_at)"""
 
 
 def _claim(who: str) -> str:
@@ -102,7 +107,8 @@ TOLD: Final = f"""
 holder whose share is not told has an equal part."""
 
 WHOLE: Final = f"""
-    SELECT sample, holder_count = 0 AS unheld, unclaimed_use, greatest(0, room - coalesce(claimed_unused, 0)) AS rest,
+    SELECT sample, holder_count = 0 AS unheld, unclaimed_use,
+           greatest(0, room - coalesce(claimed_unused, 0)) AS rest,
            least(1, coalesce(busy, 1) / nullif(claimed_used, 0)) AS of_use,
            least(1, room / nullif(claimed_unused, 0)) AS of_unused,
            least(1, 1 / nullif(claimed_share, 0)) AS of_share,
@@ -129,9 +135,9 @@ WHOLE: Final = f"""
                                  sum(energy) AS claimed_energy, sum(share) AS claimed_share,
                                  count(*) FILTER (held) AS claimed_holders
                           FROM cell_told GROUP BY sample) USING (sample))))"""
-"""How that fits into the sample. Use is bounded by what the GPU was busy; what is held and not used, by the room that
-is then left of it; shares by the GPU; memory and energy by the GPU's own. A holder of whom no row tells may have the
-rest. `rest` is what nobody held or used, and `fate` what becomes of it."""
+"""How that fits into the sample. Use is bounded by what the GPU was busy; what is held and not used, by the room
+that is then left of it; shares by the GPU; memory and energy by the GPU's own. A holder of whom no row tells may
+have the rest. `rest` is what nobody held or used, and `fate` what becomes of it."""
 
 SHARES: Final = f"""
     SELECT sample, claim, bool_or(measured) AS measured, sum(allocated) AS allocated,

@@ -20,10 +20,9 @@ Run = tuple[datetime, datetime]
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Of which stretches of time there are valid cells: `days` are a cell each, from any hour to any other; `hours`
-    and `fine` are runs of whole buckets. Each in order and disjoint. A row
-    that stands for longer than `reach`, or without an interval of its own and further than that from the one
-    before, there is not."""
+    """Of which stretches of time there are valid cells: `days` are a cell each, from any hour to any other;
+    `hours` and `fine` are runs of whole buckets. Each in order and disjoint. A row that stands for longer than
+    `reach`, or without an interval of its own and further than that from the one before, there is not."""
 
     hours: Sequence[Run]
     fine: Sequence[Run]
@@ -40,6 +39,10 @@ class Reading(Protocol):
     def coverage(self, start: datetime, end: datetime) -> Coverage:
         """What cells there are of a stretch of time. From then on `day_cells`, `hour_cells` and
         `fine_cells` have these."""
+
+    def counted(self, start: datetime, end: datetime) -> None:
+        """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu
+        from `start` up to `end`: client_name, gpu_id, gpu_uuid, node, gpu_name, value, readings."""
 
     def rows_of(self, windows: Sequence[Run]) -> None:
         """From now on `samples` and `pod_usage` have at least the rows of these windows, of which both ends

@@ -17,8 +17,8 @@ from gpumon.server.accounts.plan import plan
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.accounts.slices import GPU_KEY, KNOWN_FOR, PLACE, utc
 
-MOST_RAW: Final = timedelta(hours=6)
-"""Raw rows of so much time are divided at once, to bound the memory that it takes."""
+MOST_SAMPLES: Final = 300_000
+"""Of raw rows about so many are divided at once, to bound the memory that it takes."""
 
 _CELL: Final = ", ".join(CELL_COLUMNS)
 
@@ -32,7 +32,8 @@ FLEET: Final = f"""
         SELECT * REPLACE (covered_by_all AS covered)
         FROM (SELECT *, {GPU_KEY} AS gpu_key, sum(covered) OVER (PARTITION BY {GPU_KEY}) AS covered_by_all,
                      row_number() OVER (PARTITION BY {GPU_KEY}
-                                        ORDER BY last_at DESC NULLS LAST, client_name, gpu_id, node, gpu_name) AS place
+                                        ORDER BY last_at DESC NULLS LAST, client_name, gpu_id, node, gpu_name)
+                         AS place
               FROM seen)
         WHERE place = 1
     )"""
@@ -68,7 +69,7 @@ def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozense
     within = plan(start, end, known)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
     reading.rows_of(list(merged([*before.raw, *slices.windows_of(within.raw, known.reach)])))
-    raw = list(rolling.pieces(within.raw, MOST_RAW))
+    raw = list(rolling.pieces(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:
         rolling.roll(reading.select, piece, known.reach, stale_after, "edge_cells", kinds | {"place"})
     rolling.sight(reading.select, before.raw, "edge_cells")
@@ -96,3 +97,13 @@ def _chosen(table: str, runs: Sequence[Run], parameters: dict[str, Any]) -> list
         parameters |= {f"{table}_of_{number}": of, f"{table}_to_{number}": to}
         conditions.append(f"bucket >= ${table}_of_{number} AND bucket < ${table}_to_{number}")
     return [f"SELECT {_CELL} FROM {table} WHERE ({' OR '.join(conditions)})"] if conditions else []
+
+
+def _length_of_pieces(reading: Reading, stretches: Sequence[Run]) -> timedelta:
+    whole = sum((to - of for of, to in stretches), timedelta())
+    if whole <= HOUR:  # counting would cost as much as it saves
+        return whole
+    sql = f"SELECT count(*) FROM ({slices.rows('samples', 'sampled_at', stretches)})"
+    values = slices.parameters(stretches, stretches, timedelta())
+    samples: int = reading.select(sql, slices.bound_values(sql, values))[0][0]
+    return max(whole / max(samples / MOST_SAMPLES, 1), FINE)

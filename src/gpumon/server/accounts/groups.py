@@ -1,7 +1,7 @@
 """By what answers are grouped: pods and what they belong to, GPUs and where they stand; pure.
 
-`summed` are the cells of a range added up by claim and place, the finest that any grouping needs; the groupings that
-are asked for are columns of `grouped`, so that whatever the grouping, the sums add up to the same.
+`summed` are the cells of a range added up by claim and place, the finest that any grouping needs; the groupings
+that are asked for are columns of `grouped`, so that whatever the grouping, the sums add up to the same.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ MOST_GROUPINGS: Final = 8
 class Grouping:
     """`keys` are the names in the answer, `columns` their SQL, in the same order. `by_claimant`: the groups tell
     users apart, so that what is nobody's is a group of its own. `level` is the coarsest of LEVELS that says which
-    group a user is of, 0 where it is the GPU: the peak of a group is the highest of what is together at this level,
-    on one GPU. `needs` are the columns of claims that it takes."""
+    group a user is of, 0 where it is the GPU: the peak of a group is the highest of what is together at this
+    level, on one GPU. `needs` are the columns of claims that it takes."""
 
     keys: tuple[str, ...]
     columns: tuple[str, ...]
@@ -109,21 +109,27 @@ def grouping(text: str) -> Grouping:
     )
 
 
+_PEAKS: Final = {"there": "sum", "active_peak": "max", "memory_peak": "max"}
+
+
 def grouped(by: Grouping, sums: Mapping[str, str], *, names: Iterable[str] = (), peaks: bool = False) -> str:
-    """The relations `summed`, sums of the range's `cells` by claim and place, with the time of which there is no
-    sample; and `grouped`, these with the groups' columns, and further ones of the claims. With `peaks`, rows of those
-    who are together at the grouping's level are among them. Needs `fleet`."""
-    claim = dict.fromkeys([*by.needs, *names])
-    together = f"kind = 'joint' AND level = {by.level}" if by.level else "kind = 'whole'"
+    """The relations `summed`: sums of the range's `cells` by claim and place, the peaks of those who are together
+    at the grouping's level, and the time of which there is no sample; and `grouped`, these with the groups'
+    columns. `names` are further columns of the claims. Needs `fleet`. A part for each kind of row, since that is a
+    filter which files and tables know."""
+    claim = [*dict.fromkeys([*by.needs, *names])]
+    alone = {name: f"{how}(CASE WHEN level < {by.level} THEN {name} END)" for name, how in _PEAKS.items()}
+    together = {name: f"{how}({name})" for name, how in _PEAKS.items()}
+    parts = [_added("kind = 'claim'", claim, dict(sums) | (alone if peaks and by.level else {}))]
+    if peaks and by.level:
+        parts.append(_added(f"kind = 'joint' AND level = {by.level}", claim, together))
+    elif peaks:
+        parts.append(_added("kind = 'whole'", claim, together))
+    parts.append(
+        f"SELECT {', '.join(PLACE)}, 'nobody' AS who, greatest(0, $wall - covered) AS not_sampled FROM fleet"
+    )
     return f"""
-    summed AS (
-        SELECT {", ".join(f"any_value({name}) AS {name}" for name in (*PLACE, *claim))},
-               {", ".join(f"{sql} AS {name}" for name, sql in sums.items())}, CAST(NULL AS DOUBLE) AS not_sampled
-        FROM cells WHERE bucket >= $start AND (kind = 'claim' {f"OR {together}" if peaks else ""})
-        GROUP BY subject, kind
-        UNION ALL BY NAME
-        SELECT {", ".join(PLACE)}, 'nobody' AS who, greatest(0, $wall - covered) AS not_sampled FROM fleet
-    ),
+    summed AS ({" UNION ALL BY NAME ".join(parts)}),
     grouped AS MATERIALIZED (
         SELECT summed.*, newest.gpu_key, newest.covered, {by.selected}
         FROM (SELECT *, {GPU_KEY} AS gpu_key FROM summed) AS summed
@@ -131,9 +137,11 @@ def grouped(by: Grouping, sums: Mapping[str, str], *, names: Iterable[str] = (),
     )"""
 
 
-def alone(by: Grouping) -> str:
-    """SQL for whether the peaks of a row of `cells` count at the grouping's level, in `grouped` with peaks."""
-    return f"kind = 'joint' OR level < {by.level}" if by.level else "kind = 'whole'"
+def _added(which: str, claim: Iterable[str], sums: Mapping[str, str]) -> str:
+    """SQL for sums of the rows of `cells` of one kind, by claim and place."""
+    named = ", ".join(f"any_value({name}) AS {name}" for name in (*PLACE, *claim))
+    added = ", ".join(f"{sql} AS {name}" for name, sql in sums.items())
+    return f"SELECT {named}, {added} FROM cells WHERE bucket >= $start AND {which} GROUP BY subject"
 
 
 def _join_label(number: int) -> str:

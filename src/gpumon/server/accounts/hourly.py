@@ -1,5 +1,5 @@
-"""Makes coarser cells of finer ones, of hours and days; pure but for the statement that it runs. Of the same stretch
-of time they say the same, so that it makes no difference to an answer which it is made of."""
+"""Makes coarser cells of finer ones, of hours and days; pure but for the statement that it runs. Of the same
+stretch of time they say the same, so that it makes no difference to an answer which it is made of."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def whole_of(execute: Execute, stretch: Run, cells: str, into: str) -> None:
 
 
 def _sql(cells: str, into: str, bucket: str) -> str:
-    """Claims that share a GPU in the whole need not have shared it in one of its parts: at a level, what a part says
-    is its joint row, or the claims that were alone."""
+    """Claims that share a GPU in the whole need not have shared it in one of its parts: at a level, what a part
+    says is its joint row, or the claims that were alone."""
     level_keys = ", ".join(_level_key(rank) for rank in _RANKS)
     kept = ", ".join(
         f"CASE WHEN level >= {rank} THEN {name} END AS {name}"
@@ -79,6 +79,6 @@ def _sql(cells: str, into: str, bucket: str) -> str:
         )
         SELECT * EXCLUDE (place), {_LEVEL} AS level FROM added
         UNION ALL BY NAME
-        SELECT bucket, 'joint' AS kind, level, {", ".join(PLACE)}, {kept}, hash(place, level, level_key) AS subject,
-               there, active_peak, memory_peak
+        SELECT bucket, 'joint' AS kind, level, {", ".join(PLACE)}, {kept},
+               hash(place, level, level_key) AS subject, there, active_peak, memory_peak
         FROM together"""

@@ -101,10 +101,13 @@ def _figures(gathered: Gathered, price: str) -> str:
             JOIN cell_spans USING (sample)
         ),
         since AS (
-            SELECT holder, make_timestamp(max(ends) FILTER (at_use AND utilization > $threshold * share)) AS busy_at
+            SELECT holder,
+                   make_timestamp(max(ends) FILTER (at_use AND utilization > $threshold * share)) AS busy_at
             FROM readings GROUP BY holder
         ),
-        after AS (SELECT * FROM readings JOIN since USING (holder) WHERE busy_at IS NULL OR ends > epoch_us(busy_at)),
+        after AS (
+            SELECT * FROM readings JOIN since USING (holder) WHERE busy_at IS NULL OR ends > epoch_us(busy_at)
+        ),
         parts AS (
             SELECT holder, {", ".join(_SUMS)} FROM cell_evidence
             UNION ALL BY NAME
@@ -163,7 +166,7 @@ def ask(
     def run(sql: str) -> Rows:
         return reading.select(sql, slices.bound_values(sql, values))
 
-    reading.rows_of([(values["fresh"], datetime.max)])  # noqa: DTZ901 - naive UTC, as in the store
+    reading.rows_of([(values["fresh"], datetime.max)])
     run(_HOLDERS)
     run(_evidence(gathered))
     wanted = run("SELECT DISTINCT unnest([busy_bucket, last_bucket]) FROM cell_evidence")

@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 from gpumon.server.accounts.cells import FINE, HOUR
 from gpumon.server.accounts.desk import Coverage, Run, merged
 
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive UTC, as in the store
+_EPOCH = datetime(1970, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Days, runs of whole hours and of whole fine buckets to take from cells, and what is left for raw rows: together the
-    stretch, disjoint."""
+    """Days, runs of whole hours and of whole fine buckets to take from cells, and what is left for raw rows:
+    together the stretch, disjoint."""
 
     days: list[Run]
     hours: list[Run]
@@ -25,7 +25,7 @@ class Plan:
 
 def plan(start: datetime, end: datetime, known: Coverage) -> Plan:
     """How to answer for [start, end): with as coarse cells as there are."""
-    days = [(of, to) for of, to in known.days if start <= of and to <= end]
+    days = [(of, to) for of, to in known.days if start <= of and of <= end]
     rest = _without([(start, end)], days)
     hours = whole_buckets(known.hours, rest, HOUR)
     rest = _without(rest, hours)

@@ -1,18 +1,21 @@
 """Makes cells: of raw rows, and of finer cells. Pure but for the statements that it runs.
 
-Temporary tables, each a step, named `cell_...`: what is carried from one to the next is numbers. The names of places
-and users join in at the end.
+Temporary tables, each a step, named `cell_...`: what is carried from one to the next is numbers. The names of
+places and users join in at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from gpumon.server.accounts import claims, slices
 from gpumon.server.accounts.cells import (
-    CELL_COLUMNS, CELL_PARTS, CLAIM, COLUMNS, HOLDER, HOUR, LEVEL_KEYS,
+    CELL_PARTS,
+    CLAIM,
+    HOLDER,
+    LEVEL_KEYS,
 )  # fmt: skip
 from gpumon.server.accounts.desk import Rows, Run
 from gpumon.server.accounts.slices import GPU_KEY, PLACE, PLACE_HASH
@@ -70,8 +73,8 @@ _KEPT: Final = ", ".join(
 )
 
 _JOINT_ROWS: Final = f"""
-    SELECT {_BUCKET}, 'joint' AS kind, level, {_OF_PLACE}, {_KEPT}, hash(place, level, level_key) AS subject, there,
-           active_peak, memory_peak
+    SELECT {_BUCKET}, 'joint' AS kind, level, {_OF_PLACE}, {_KEPT},
+           hash(place, level, level_key) AS subject, there, active_peak, memory_peak
     FROM (SELECT lower, place, level, level_key, any_value(claim) AS claim, max(used) AS active_peak,
                  max(memory) AS memory_peak, sum(seconds) FILTER (used IS NOT NULL) AS there
           FROM (SELECT lower, place, sample, level, level_key, any_value(claim) AS claim,
@@ -167,8 +170,8 @@ def roll(
 def prepare(
     execute: Execute, buckets: Sequence[Run], reach: timedelta, stale_after: timedelta, of: str = "TRUE"
 ) -> dict[str, Any]:
-    """Makes the tables of samples, what they stand for, and their users; of those GPUs for which a condition holds.
-    Gives the parameters of what is made of them."""
+    """Makes the tables of samples, what they stand for, and their users; of those GPUs for which a condition
+    holds. Gives the parameters of what is made of them."""
     windows = slices.windows_of(buckets, reach)
     values = slices.parameters(buckets, windows, stale_after)
     _create(execute, "ticks", slices.ticks(windows, claims.SAMPLE_COLUMNS, of), values)

@@ -190,7 +190,8 @@ def _readings(wanted: Wanted, conditions: str, windows: Sequence[Run]) -> str:
         told AS MATERIALIZED (
             SELECT sample, gpu, begins, ends, told.*
             FROM ({told}) AS told
-            JOIN (SELECT sample, gpu, begins, ends, source, sampled_at, {", ".join(slices.PLACE)} FROM spans) AS spans
+            JOIN (SELECT sample, gpu, begins, ends, source, sampled_at, {", ".join(slices.PLACE)}
+                  FROM spans) AS spans
             USING (source, sampled_at)
             WHERE {conditions}
         ),

@@ -71,16 +71,17 @@ def ticks(windows: Sequence[Run], columns: str, of: str = "TRUE") -> str:
 
 STANDS: Final = """
     SELECT sample, place, moment, whole, coalesce(stated, whole) AS total
-    FROM (SELECT sample, place, moment, stated, CASE WHEN stated IS NOT NULL THEN least(stated, coalesce(gap, stated))
-                                          WHEN gap <= $stale THEN gap ELSE 0 END AS whole
+    FROM (SELECT sample, place, moment, stated,
+                 CASE WHEN stated IS NOT NULL THEN least(stated, coalesce(gap, stated))
+                      WHEN gap <= $stale THEN gap ELSE 0 END AS whole
           FROM (SELECT sample, place, moment, stated, moment - lag(moment) OVER (
                            PARTITION BY gpu ORDER BY moment, client_name, gpu_id, sample DESC) AS gap
                 FROM cell_ticks)
           WHERE gap IS NULL OR gap > 0)
     WHERE whole > 0"""
-"""What each of `cell_ticks` stands for, in microseconds before `moment`; `total` is its own interval. Of two samples of
-a GPU at one instant the later row counts: it is ordered first, and the other has no gap to it. Where two clients
-tell of it, the first by name: which of them came first is not kept."""
+"""What each of `cell_ticks` stands for, in microseconds before `moment`; `total` is its own interval. Of two
+samples of a GPU at one instant the later row counts: it is ordered first, and the other has no gap to it. Where
+two clients tell of it, the first by name: which of them came first is not kept."""
 
 INTERVALS: Final = "SELECT unnest($lowers) AS lower, unnest($uppers) AS upper"
 
@@ -88,8 +89,8 @@ SPANS: Final = f"""
     SELECT sample, place, lower, upper, total, moment <= upper AS own, greatest(moment - whole, lower) AS begins,
            least(moment, upper) AS ends, (ends - begins) / 1e6 AS seconds, (ends - begins) / total AS portion
     FROM cell_stands JOIN ({INTERVALS}) ON moment - whole < upper AND moment > lower"""
-"""What a sample of `cell_stands` stands for within each interval: from `begins` to `ends`, microseconds since 1970;
-`portion` is the part of the sample's own interval, `own` whether it was taken in this one."""
+"""What a sample of `cell_stands` stands for within each interval: from `begins` to `ends`, microseconds since
+1970; `portion` is the part of the sample's own interval, `own` whether it was taken in this one."""
 
 LABEL_VALUE: Final = """arg_max_null(value, (
         sampled_at <= $end, CASE WHEN sampled_at <= $end THEN 1 ELSE -1 END * epoch_us(sampled_at), rowid))"""
@@ -130,4 +131,4 @@ def bound_values(sql: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _microseconds(instant: datetime) -> int:
-    return (instant - datetime(1970, 1, 1)) // timedelta(microseconds=1)  # noqa: DTZ001 - naive UTC, as at the seam
+    return (instant - datetime(1970, 1, 1)) // timedelta(microseconds=1)

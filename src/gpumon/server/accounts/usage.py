@@ -1,10 +1,10 @@
 """GPU-hours, energy and cost by whom you like; pure. SQL, and the answer made of its rows.
 
 Sums add up: over the groups of any grouping they are those of the GPUs, because what no user can be charged with
-is in the groups of nobody and of unresolved users. A mean or a peak is that of what is together on one GPU: all of a
-GPU, a namespace, a workload (of its namespace), a pod (of its workload) or a container, whichever is the coarsest
-that says the group. So groups by a label, and mixed ones, have the highest and the mean of their pods, each by
-itself.
+is in the groups of nobody and of unresolved users. A mean or a peak is that of what is together on one GPU: all of
+a GPU, a namespace, a workload (of its namespace), a pod (of its workload) or a container, whichever is the
+coarsest that says the group. So groups by a label, and mixed ones, have the highest and the mean of their pods,
+each by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpumon.model.fields import METHODS
 from gpumon.server.accounts import slices
 from gpumon.server.accounts.cells import CELL_PARTS, PARTS
 from gpumon.server.accounts.gathering import Gathered
-from gpumon.server.accounts.groups import Grouping, alone, grouped
+from gpumon.server.accounts.groups import Grouping, grouped
 from gpumon.server.accounts.ledger import coverage
 from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
 from gpumon.server.accounts.ranges import Span
@@ -51,9 +51,6 @@ def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...]) ->
         for method, column in zip(METHODS, _BY_METHOD, strict=True)
     )
     sums = {name: f"sum({name})" for name in (*CELL_PARTS, *_ADDED_UP)} | {
-        "there": f"sum(there) FILTER ({alone(by)})",
-        "active_peak": f"max(active_peak) FILTER ({alone(by)})",
-        "memory_peak": f"max(memory_peak) FILTER ({alone(by)})",
         "begins": "min(begins)",
         "ends": "max(ends)",
     }

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from gpumon.server.accounts.series import AGGREGATES, Wanted
-from gpumon.server.api.accounts_models import IdleAnswer, LedgerAnswer, SeriesAnswer, UsageAnswer
+from gpumon.server.api.accounts_models import IdleAnswer, LedgerAnswer, SeriesAnswer, UsageAnswer, UtilizationAnswer
 from gpumon.server.api.asking import RangeAsked, done, known_parameters, responses
 from gpumon.server.api.state import state_of
 
@@ -43,6 +43,12 @@ class IdleAsked(RangeAsked):
     )
     at_least: str = Field("10m", description="Shortest idle time that is listed.", examples=["30m"])
     namespace: str | None = Field(None, description="Only this namespace.", examples=["research"])
+
+
+class UtilizationAsked(RangeAsked):
+    """Which range, grouped how."""
+
+    group_by: str = Field("gpu", description="gpu, node, model, or none for all together.", examples=["gpu"])
 
 
 class SeriesAsked(RangeAsked):
@@ -99,6 +105,16 @@ def idle(request: Request, asked: Annotated[IdleAsked, Query()]) -> Response:
     known_parameters(request, asked)
     answers = state_of(request).engine.answers
     return done(answers.idle(asked.words(), asked.threshold, asked.at_least, asked.namespace))
+
+
+@router.get(
+    "/utilization", summary="How hard GPUs worked", response_model=None, responses=responses(UtilizationAnswer)
+)
+def utilization(request: Request, asked: Annotated[UtilizationAsked, Query()]) -> Response:
+    """Mean, extremes and exact percentiles of all readings of `utilization_gpu` in the range, each counting once, in
+    percent; of GPUs, nodes, models, or all. GPUs that are divided by MIG have no such reading."""
+    known_parameters(request, asked)
+    return done(state_of(request).engine.answers.utilization(asked.words(), asked.group_by))
 
 
 @router.get("/series", summary="A metric over time", response_model=None, responses=responses(SeriesAnswer))

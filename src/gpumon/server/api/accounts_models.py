@@ -252,3 +252,32 @@ class SeriesAnswer(BaseModel):
 
     success: bool = True
     data: Series
+
+
+class UtilizationGroup(BaseModel):
+    """The readings of one group."""
+
+    group: dict[str, str | int | None] = Field(description=_KEYS, examples=[{"node": "gpu-node-a"}])
+    readings: int = Field(description="How many there are.", examples=[8640])
+    mean: float = Field(description="Their mean, %.", examples=[61.5])
+    min: float = Field(description="The lowest, %.", examples=[0.0])
+    max: float = Field(description="The highest, %.", examples=[100.0])
+    percentiles: dict[str, float] = Field(
+        description="p50, p90, p95, p99: the least reading that so many percent of them do not exceed, %.",
+        examples=[{"p50": 64.0, "p90": 97.0, "p95": 99.0, "p99": 100.0}],
+    )
+
+
+class UtilizationData(BaseModel):
+    """Readings of a range."""
+
+    range: Range
+    group_by: str = Field(description="As asked.", examples=["node"])
+    groups: list[UtilizationGroup] = Field(description="In the keys' order; a group without a reading is not in it.")
+
+
+class UtilizationAnswer(BaseModel):
+    """How hard GPUs worked."""
+
+    success: bool = True
+    data: UtilizationData

@@ -13,7 +13,7 @@ from gpumon.server.api.asking import RangeAsked, known_parameters
 from gpumon.server.api.errors import ErrorAnswer
 from gpumon.server.api.state import state_of
 from gpumon.server.api.streaming import Streamed
-from gpumon.server.exporting import Wanted
+from gpumon.server.exportrows import Wanted
 from gpumon.server.tables import POD_USAGE, SAMPLES
 
 router = APIRouter(prefix="/api", tags=["files"])

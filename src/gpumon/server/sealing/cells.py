@@ -114,7 +114,7 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
     for part in _parts(database, buckets):
         roll(execute, part, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
     if hours:
-        hours_of(execute, hours, "fine", "hours")
+        hours_of(execute, [(hours[0][0], hours[-1][1])], "fine", "hours")
     for name in ("fine", "hours"):
         execute(
             f"COPY (FROM {name} ORDER BY {CELL_ORDER}) TO {quoted(str(folder / f'{name}.parquet'))} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ class SealingFailed(GpumonError):
 def run_job(job: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
     """Has a job done; gives what the worker says of it. Raises SealingFailed, also at a stop."""
     worker = subprocess.Popen(
-        [sys.executable, "-m", "gpumon.server.sealing.worker"],
+        [sys.executable, "-m", "gpumon.server.sealing.worker", str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
