@@ -151,7 +151,9 @@ def questions(scene: Scene) -> list[Compared]:
         Compared(
             "95th percentile of each GPU",
             fleet("utilization", group_by="gpu", **span),
-            lambda answer: {group["group"]["gpu_uuid"]: group["percentiles"]["p95"] for group in answer["data"]["groups"]},
+            lambda answer: {
+                group["group"]["gpu_uuid"]: group["percentiles"]["p95"] for group in answer["data"]["groups"]
+            },
             at(f"quantile_over_time(0.95, gpu_utilization[{days}])"),
             _by_label("gpu_uuid"),
             tolerance=0.011,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ class Arrivals:
         self._touched = touched
         self._piece = folder / ".gpumon" / "piece.csv"
         self._quarantine = folder / ".gpumon" / "quarantine"
-        self.damaged_lines = 0
+        self.damaged: Counter[str] = Counter()
 
     def clean(self) -> None:
         """Removes what a server that was killed left."""
@@ -86,7 +87,7 @@ class Arrivals:
             lines=None if stretch.start == 0 else lines,
         )
         if damage.count:
-            self.damaged_lines += damage.count
+            self.damaged[stretch.name] += damage.count
             log.warning("csv_lines_left_out file=%s lines=%d of=%d", stretch.name, damage.count, lines)
         log.debug("read file=%s lines=%d bytes=%d-%d", stretch.name, lines, stretch.start, stretch.end)
         return replace(stretch, lines=stretch.lines + lines)

@@ -65,6 +65,10 @@ class Counts:
     damaged_lines: int
     unreadable_files: int
     behind: bool
+    sealed_days: int
+    unsealed_days: int
+    sealing_failures: int
+    damaged_days: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +236,13 @@ class Engine:
             duplicates=ingest.duplicates,
             waiting_batches=batches,
             waiting_rows=rows,
-            damaged_lines=self._arrivals.damaged_lines,
+            damaged_lines=self._arrivals.damaged.total(),
             unreadable_files=len(self.catchup.unreadable),
             behind=self.catchup.behind is not None,
+            sealed_days=len(self._shelf.days),
+            unsealed_days=len(self._shelf.deferred) + len(self._shelf.without_cells()),
+            sealing_failures=self._sealer.failures,
+            damaged_days=self._sealer.damaged_days,
         )
 
     @property
@@ -336,7 +344,12 @@ class Engine:
                 rows=self._shelf.rows(),
                 days=sum(raw.has_rows for raw in self._shelf.days.values()),
                 kept_days=sum(not raw.has_rows for raw in self._shelf.days.values()),
-                damaged_lines=self._arrivals.damaged_lines + sum(raw.damaged for raw in self._shelf.days.values()),
+                damaged_lines=sum(raw.damaged for raw in self._shelf.days.values())
+                + sum(
+                    count
+                    for name, count in self._arrivals.damaged.items()
+                    if self._shelf.sealed_bytes(name) is None
+                ),
                 unreadable=[
                     *(f"{name}: {reason}" for name, reason in self.catchup.unreadable.items()),
                     *(

@@ -139,7 +139,8 @@ class Shelf:
                 self._take_out(day)
                 shutil.rmtree(there.folder.parent, ignore_errors=True)
                 continue
-            if in_store.get(day) != str(there.folder):
+            fresh = there.raw.deleting or in_store.get(day) != str(there.folder)
+            if fresh:
                 with self._store.transaction():
                     self._put_in(day, there.folder, there.raw)
                     self.touch(there.raw)
@@ -148,7 +149,7 @@ class Shelf:
                 self.days[day], self.folders[day] = there.raw, there.folder
             if there.cells is not None and there.cells_folder is not None:
                 self.cells[day] = there.cells_folder
-                if cells_in_store.get(day) != str(there.cells_folder):
+                if fresh or cells_in_store.get(day) != str(there.cells_folder):
                     with self._store.transaction():
                         self._put_cells_in(day, there.cells_folder, there.cells)
             elif cells_in_store.get(day) is not None:

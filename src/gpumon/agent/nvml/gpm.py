@@ -80,4 +80,5 @@ def _percent(metric: Any) -> float | None:
     value: float = metric.value
     if metric.nvmlReturn != pynvml.NVML_SUCCESS or not math.isfinite(value):
         return None
-    return min(max(value, 0.0), 100.0) if -_ROUNDING <= value <= 100 + _ROUNDING else None
+    # The counters are no finer; further digits are noise that costs 15 bytes a sample wherever it is kept.
+    return round(min(max(value, 0.0), 100.0), 2) if -_ROUNDING <= value <= 100 + _ROUNDING else None

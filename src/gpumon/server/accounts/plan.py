@@ -25,7 +25,7 @@ class Plan:
 
 def plan(start: datetime, end: datetime, known: Coverage) -> Plan:
     """How to answer for [start, end): with as coarse cells as there are."""
-    days = [(of, to) for of, to in known.days if start <= of and of <= end]
+    days = [(of, to) for of, to in known.days if start <= of and to <= end]
     rest = _without([(start, end)], days)
     hours = whole_buckets(known.hours, rest, HOUR)
     rest = _without(rest, hours)

@@ -8,7 +8,13 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from gpumon.server.accounts.series import AGGREGATES, Wanted
-from gpumon.server.api.accounts_models import IdleAnswer, LedgerAnswer, SeriesAnswer, UsageAnswer, UtilizationAnswer
+from gpumon.server.api.accounts_models import (
+    IdleAnswer,
+    LedgerAnswer,
+    SeriesAnswer,
+    UsageAnswer,
+    UtilizationAnswer,
+)
 from gpumon.server.api.asking import RangeAsked, done, known_parameters, responses
 from gpumon.server.api.state import state_of
 

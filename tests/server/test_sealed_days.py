@@ -1,0 +1,228 @@
+"""What becomes of sealed days: damage is found and mended, hands in the folder are obeyed, rollups outlive the rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpumon.server import catchup as catchup_module
+from gpumon.server import manifest
+from gpumon.server.engine import Engine
+from tests.samples import full_sample, pod
+from tests.server.test_sealed_answers import NEVER, Client, served
+
+DAYS = [date(2026, 11, 20), date(2026, 11, 21)]
+NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
+RANGE = {"start": "2026-11-20", "end": "2026-11-21"}
+
+
+def rows() -> list[dict[str, Any]]:
+    begin = datetime(2026, 11, 20, 0, 0, 30, tzinfo=UTC)
+    moments = [begin + timedelta(minutes=10 * number) for number in range(2 * 144)]
+    return [
+        full_sample(
+            timestamp=moment.isoformat(), sampled_at=moment.isoformat(), interval_seconds=600.0, holder_count=1,
+            utilization_gpu=float(number % 101), pods=[pod(utilization=float(number % 101))],
+        )
+        for number, moment in enumerate(moments)
+    ]  # fmt: skip
+
+
+def filled(client: Client, engine: Engine) -> None:
+    assert client.post("/api/receive-data", json=rows()).status_code == 200
+    sealed(engine)
+
+
+def sealed(engine: Engine) -> None:
+    engine.catchup.refresh()
+    for day in DAYS:
+        engine._sealer.seal_rows(day, NEVER)
+    for day in DAYS:
+        engine._sealer.seal_cells(day, NEVER)
+
+
+def answers(client: Client) -> list[Any]:
+    asked = [
+        client.post("/api/gpu/statistics", json={}),
+        client.post("/api/gpu/daily-usage", json={"start_date": "2026-11-20", "end_date": "2026-11-21"}),
+        client.get("/api/usage", params=RANGE),
+        client.get("/api/ledger", params=RANGE | {"group_by": "pod"}),
+        client.get("/api/utilization", params=RANGE),
+    ]
+    assert [answer.status_code for answer in asked] == [200] * len(asked), [answer.text for answer in asked]
+    return [answer.json()["data"] for answer in asked]
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def folder_of(data: Path, day: date, kind: str) -> Path:
+    (folder,) = (data / ".gpumon" / "sealed" / f"{day:%Y%m%d}").glob(f"{kind}-*")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("raw", "samples.parquet"), ("raw", "readings.parquet"), ("cells", "fine.parquet")]
+)
+def test_a_flipped_byte_is_found_and_the_day_made_anew(tmp_path: Path, kind: str, name: str) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+        flip_a_byte(folder_of(tmp_path, DAYS[0], kind) / name)
+        engine._sealer._next_check = 0.0
+        engine._sealer._check(NEVER)
+        assert answers(client) == before
+        assert "gpumon_server_sealed_days_damaged_total 1.0" in client.get("/metrics").text
+        sealed(engine)
+        assert answers(client) == before
+
+
+def test_a_query_that_fails_on_a_sealed_file_has_all_of_them_checked(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        (folder_of(tmp_path, DAYS[0], "raw") / "samples.parquet").write_bytes(b"PAR1 no more PAR1")
+        engine._sealer._check(NEVER)  # nothing is due: it was checked at the start
+        export = {"format": "csv", **RANGE}
+        client.get("/api/export", params=export)
+        engine._sealer._check(NEVER)
+        exported = client.get("/api/export", params=export)
+        assert exported.text.count("\n") == 1 + len(rows())
+
+
+def test_a_folder_without_a_manifest_or_a_lost_store_changes_nothing(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+    (folder_of(tmp_path, DAYS[0], "raw") / manifest.MANIFEST).unlink()
+    (folder_of(tmp_path, DAYS[1], "cells") / manifest.MANIFEST).write_text("{")
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client) == before
+        assert list(engine._shelf.days) == DAYS[1:]
+    (tmp_path / ".gpumon" / "store.duckdb").write_bytes(b"no database")
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client) == before
+        assert list(engine._shelf.days) == DAYS[1:]
+
+
+def test_a_sealed_day_follows_its_csv_when_a_hand_changes_it(tmp_path: Path) -> None:
+    csv = tmp_path / "gpu_metrics_20261120.csv"
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+    lines = csv.read_bytes().splitlines(keepends=True)
+    csv.write_bytes(b"".join(lines[:-10]))
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == len(rows()) - 10
+        csv.unlink()
+        assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 144
+
+
+def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+        raw = folder_of(tmp_path, DAYS[0], "raw")
+        engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+        engine.tidy_now()
+        engine._shelf.delete_retired(5)
+        assert not list(tmp_path.glob("*_20261120.csv*"))
+        assert sorted(path.name for path in raw.iterdir()) == ["manifest.json", "readings.parquet"]
+        assert answers(client) == before
+        exported = client.get("/api/export", params={"format": "csv", **RANGE}).text
+        assert exported.count("\n") == 1 + 144
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client) == before
+
+
+def test_a_deletion_that_a_kill_interrupted_is_ended_at_the_next_start(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+    raw = folder_of(tmp_path, DAYS[0], "raw")
+    manifest.without_rows(raw, manifest.read(raw, manifest.RawManifest), deleting=True)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert not list(tmp_path.glob("gpu_metrics_20261120.csv*"))
+        assert answers(client) == before
+
+
+def test_csv_files_that_come_back_after_retention_count_again_and_once(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+        kept = {path.name: path.read_bytes() for path in tmp_path.glob("*_20261120.csv")}
+        engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+        engine.tidy_now()
+    for name, data in kept.items():
+        (tmp_path / name).write_bytes(data)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client) == before
+
+
+def test_what_is_being_read_is_deleted_when_it_has_been_read(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        old = folder_of(tmp_path, DAYS[0], "raw")
+        always = [(datetime(2026, 11, 20), datetime(2026, 11, 22))]
+        with engine._sealer._store.reading(always) as reading:
+            engine._sealer.seal_rows(DAYS[0], NEVER)
+            engine._shelf.delete_retired(0.05)
+            assert reading.select("SELECT count(*), count(power_draw) FROM samples") == [(288, 288)]
+            assert old.exists()
+        engine._shelf.delete_retired(5)
+        assert not old.exists()
+
+
+def test_a_large_day_that_is_over_is_sealed_without_having_been_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, _):
+        assert client.post("/api/receive-data", json=rows()).status_code == 200
+        before = answers(client)
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    monkeypatch.setattr(catchup_module, "_DEFERRED_BYTES", 1)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.get("/ready").status_code == 503
+        assert engine._shelf.deferred == set(DAYS)
+        engine.settle()
+        assert client.get("/ready").status_code == 200
+        assert answers(client) == before
+        assert not engine._shelf.without_cells()
+
+
+def test_rebuild_makes_all_anew_and_tells_what_it_found(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+    with (tmp_path / "gpu_metrics_20261121.csv").open("ab") as file:
+        file.write(b"not,a,row\n")
+    (tmp_path / ".gpumon" / "store.duckdb").write_bytes(b"no database")
+    flip_a_byte(folder_of(tmp_path, DAYS[0], "raw") / "samples.parquet")
+    ran = subprocess.run(
+        [sys.executable, "-m", "gpumon", "server", "--rebuild", "--config", "/dev/null"],
+        env={
+            "GPUMON_SERVER__STORAGE__OUTPUT_DIRECTORY": str(tmp_path),
+            "GPUMON_SERVER__LOGGING__LOG_FILE": "",
+            "PATH": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stderr  # a damaged line
+    assert "288 samples, 288 pod_usage" in ran.stdout
+    assert "2 days sealed" in ran.stdout
+    assert "1 damaged lines were left out" in ran.stdout
+    damaged = (tmp_path / ".gpumon" / "quarantine" / "gpu_metrics_20261121.csv.damaged.csv").read_text()
+    assert damaged.splitlines()[1].startswith("146,")
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client) == before
+        assert list(engine._shelf.days) == DAYS
