@@ -343,9 +343,11 @@ class Shelf:
 
     def _note(self, day: date, folder: Path, raw: RawManifest) -> None:
         self.days[day], self.folders[day] = raw, folder
-        if raw.has_rows:
-            for file in raw.files:
+        for file in raw.files:
+            if raw.has_rows:
                 self.files[file.name] = Known(file.bytes, file.mtime_ns, file.lines, sealed=True)
+            else:
+                self.files.pop(file.name, None)
         self.deferred.discard(day)
         self._touched.note_sealed(raw.longest_interval, raw.unstated)
 
