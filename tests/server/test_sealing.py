@@ -86,7 +86,14 @@ def expected(table: Table, *contents: bytes) -> list[tuple[Any, ...]]:
                 local = row["timestamp"].replace(tzinfo=ZoneInfo(ZONE))
                 row["sampled_at"] = local.astimezone(UTC).replace(tzinfo=None)
             rows.append(row)
-    rows.sort(key=lambda row: (row["client_name"], row["gpu_id"], row["sampled_at"]))
+    rows.sort(
+        key=lambda row: (
+            row["sampled_at"].replace(minute=0, second=0, microsecond=0),
+            row["client_name"],
+            row["gpu_id"],
+            row["sampled_at"],
+        )
+    )
     return [tuple(row.values()) for row in rows]
 
 

@@ -25,7 +25,7 @@ from gpumon.server.manifest import SealedFile
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES: Final = 16 * 2**20
+PIECE_BYTES: Final = 64 * 2**20
 _BLOCK: Final = 2**20
 
 
