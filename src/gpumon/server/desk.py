@@ -103,13 +103,21 @@ class Place:
                 "edges": [edge.replace(minute=0, second=0, microsecond=0) for edge in edges],
             },
         )
+        days = self.select(
+            "SELECT bucket, until FROM rolled WHERE level = 'day' AND bucket >= $start AND until <= $end ORDER BY bucket",
+            {"start": start, "end": end},
+        )
         self._show_cells(sorted({origin for _, origin in fine if origin != HOT}))
-        return Coverage(_runs(hours, HOUR), _runs([bucket for bucket, _ in fine], FINE), self._reach)
+        return Coverage(
+            hours=_runs(hours, HOUR),
+            fine=_runs([bucket for bucket, _ in fine], FINE),
+            reach=self._reach,
+            days=[(of, to) for of, to in days],
+        )
 
     def _show_cells(self, days: Sequence[str]) -> None:
-        self.select(
-            "CREATE OR REPLACE TEMP VIEW hour_cells AS SELECT * EXCLUDE (origin) FROM store.main.hour_cells"
-        )
+        for name in ("day_cells", "hour_cells"):
+            self.select(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * EXCLUDE (origin) FROM store.main.{name}")
         sources = [f"SELECT * EXCLUDE (origin) FROM store.main.fine_cells WHERE origin = '{HOT}'"]
         folders: dict[str, str] = dict(
             self.select("SELECT strftime(day, '%Y%m%d'), cells FROM sealed WHERE cells IS NOT NULL")

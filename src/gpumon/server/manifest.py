@@ -2,7 +2,8 @@
 
     .gpumon/sealed/20261124/raw-1795541603000/     samples.parquet, pod_usage.parquet, latest.parquet: the rows;
                                                    readings.parquet: their rollup; manifest.json
-    .gpumon/sealed/20261124/cells-1795541610000/   fine.parquet, hours.parquet: rollups of the accounts; manifest.json
+    .gpumon/sealed/20261124/cells-1795541610000/   fine.parquet, hours.parquet, days.parquet: rollups of the accounts;
+                                                   manifest.json
 
 A folder is written under a name that ends in `.new`, synced and renamed, so that one with a manifest is whole. The
 manifest says of which bytes of which CSV files it was made, and of each output its size and checksum. Of two folders

@@ -97,7 +97,7 @@ class Roller:
         with store.transaction():
             for bucket in due:
                 store.execute("DELETE FROM fine_cells WHERE bucket = ? AND origin = ?", [bucket, HOT])
-                store.execute("INSERT INTO rolled VALUES (?, 'fine', ?)", [bucket, HOT])
+                store.execute("INSERT INTO rolled VALUES (?, ?, 'fine', ?)", [bucket, bucket + FINE, HOT])
             store.execute("INSERT INTO fine_cells SELECT *, ? FROM rolling", [HOT])
 
     def _make_hour(self, hour: datetime) -> None:
@@ -111,7 +111,7 @@ class Roller:
         hours_of(self._execute, [(hour, hour + HOUR)], "rolling_fine", "rolling")
         store.execute("DELETE FROM hour_cells WHERE bucket = ? AND origin = ?", [hour, HOT])
         store.execute("INSERT INTO hour_cells SELECT *, ? FROM rolling", [HOT])
-        store.execute("INSERT INTO rolled VALUES (?, 'hour', ?)", [hour, HOT])
+        store.execute("INSERT INTO rolled VALUES (?, ?, 'hour', ?)", [hour, hour + HOUR, HOT])
 
     def _execute(self, sql: str, parameters: object = None) -> Rows:
         return self._store.execute(sql, parameters or ())  # type: ignore[arg-type]

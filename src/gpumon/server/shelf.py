@@ -353,24 +353,29 @@ class Shelf:
 
     def _put_cells_in(self, day: date, folder: Path, cells: CellsManifest) -> None:
         store, key = self._store, _key(day)
-        for level, runs in (("fine", cells.fine), ("hour", cells.hours)):
-            step = "5 MINUTES" if level == "fine" else "1 HOUR"
+        self._take_cells_out(day)
+        for level, runs, step in (("fine", cells.fine, "5 MINUTES"), ("hour", cells.hours, "1 HOUR")):
             for of, to in runs:
                 store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
                 store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
                 store.execute(
-                    f"INSERT INTO rolled SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})), ?, ?",
-                    [of, to, level, key],
+                    f"""
+                    INSERT INTO rolled SELECT bucket, bucket + INTERVAL {step}, ?, ?
+                    FROM (SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})) AS bucket)""",
+                    [level, key, of, to],
                 )
-        source = f"read_parquet({quoted(str(folder / 'hours.parquet'))})"
-        store.execute(f"INSERT INTO hour_cells BY NAME SELECT *, '{key}' AS origin FROM {source}")
+        for of, to in cells.hours:
+            store.execute("INSERT INTO rolled VALUES (?, ?, 'day', ?)", [of, to, key])
+        for table, file in (("hour_cells", "hours"), ("day_cells", "days")):
+            source = f"read_parquet({quoted(str(folder / f'{file}.parquet'))})"
+            store.execute(f"INSERT INTO {table} BY NAME SELECT *, '{key}' AS origin FROM {source}")
         store.execute("UPDATE sealed SET cells = ? WHERE day = ?", [str(folder), day])
         of, to = self.bounds(day)
         self._touched.done([hour for hour in self._touched.hours if of <= hour and hour + HOUR <= to])
 
     def _take_cells_out(self, day: date) -> None:
-        self._store.execute("DELETE FROM rolled WHERE origin = ?", [_key(day)])
-        self._store.execute("DELETE FROM hour_cells WHERE origin = ?", [_key(day)])
+        for table in ("rolled", "hour_cells", "day_cells"):
+            self._store.execute(f"DELETE FROM {table} WHERE origin = ?", [_key(day)])
         self._store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
 
     def _take_out(self, day: date) -> None:

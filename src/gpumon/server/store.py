@@ -5,7 +5,7 @@
     files                        how much of which CSV file is in, hot or sealed
     sealed                       the days whose rows are in Parquet files; see `shelf`
     readings, levels             rollups of the old program's questions; see `readings`
-    fine_cells, hour_cells, rolled, to_roll   rollups of the accounts, which buckets they are valid for, and which
+    fine_cells, hour_cells, day_cells, rolled, to_roll   rollups of the accounts, which buckets they are valid for, and which
                                  hours have some to make; see `rolling`
     live.latest                  (in memory) the newest sample of each GPU
 
@@ -34,7 +34,7 @@ from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
 
-_FORM: Final = "2"
+_FORM: Final = "3"
 
 _OWN_TABLES: Final = {
     "files": "name VARCHAR, size BIGINT, mtime_ns BIGINT, lines BIGINT, sealed BOOLEAN",
@@ -42,7 +42,7 @@ _OWN_TABLES: Final = {
     "longest DOUBLE, unstated BOOLEAN",
     "readings": f"{readings.CREATE}, file VARCHAR",
     "levels": f"{readings.LEVELS_CREATE}, day DATE",
-    "rolled": "bucket TIMESTAMP, level VARCHAR, origin VARCHAR",
+    "rolled": "bucket TIMESTAMP, until TIMESTAMP, level VARCHAR, origin VARCHAR",
     "to_roll": "hour TIMESTAMP",
 }
 
@@ -62,7 +62,9 @@ class Store:
         max_rows: int = 100_000,
     ) -> None:
         self._tables = {hot(table): table.create.strip("()") for table in TABLES} | _OWN_TABLES
-        self._tables |= {name: f"{cell_columns}, origin VARCHAR" for name in ("fine_cells", "hour_cells")}
+        self._tables |= {
+            name: f"{cell_columns}, origin VARCHAR" for name in ("fine_cells", "hour_cells", "day_cells")
+        }
         # Instants of rows that give only local time hold for one zone.
         self._version = " ".join([_FORM, zone_key, *(f"{name} {form}" for name, form in self._tables.items())])
         self._state = folder / ".gpumon"

@@ -131,14 +131,17 @@ class Touched:
                 continue
             hour = _floor(bucket, HOUR)
             of, to = (bucket, bucket + FINE) if origin == HOT else (hour, hour + HOUR)
+            for condition, values in (
+                ("level = 'fine' AND bucket >= ? AND bucket < ?", [of, to]),
+                ("level = 'hour' AND bucket = ?", [hour]),
+                ("level = 'day' AND bucket <= ? AND until > ?", [hour, hour]),
+            ):
+                self._store.execute(f"DELETE FROM rolled WHERE {condition} AND {_REPLACEABLE}", values)
             inside = f"bucket >= ? AND bucket < ? AND {_REPLACEABLE}"
-            self._store.execute(f"DELETE FROM rolled WHERE {inside}", [of, to])
-            self._store.execute(
-                f"DELETE FROM rolled WHERE bucket = ? AND level = 'hour' AND {_REPLACEABLE}", [hour]
-            )
             self._store.execute(f"DELETE FROM fine_cells WHERE {inside}", [of, to])
-            self._store.execute(f"DELETE FROM hour_cells WHERE bucket = ? AND {_REPLACEABLE}", [hour])
+            self._store.execute(f"DELETE FROM hour_cells WHERE {inside}", [hour, hour + HOUR])
             if origin != HOT:
+                self._store.execute(f"DELETE FROM day_cells WHERE origin = ? AND {_REPLACEABLE}", [origin])
                 self._stale_days.add(origin)
 
     def _note_reach(self, rows: Rows | list[tuple[Any, Any]]) -> None:

@@ -273,7 +273,9 @@ class UtilizationData(BaseModel):
 
     range: Range
     group_by: str = Field(description="As asked.", examples=["node"])
-    groups: list[UtilizationGroup] = Field(description="In the keys' order; a group without a reading is not in it.")
+    groups: list[UtilizationGroup] = Field(
+        description="In the keys' order; a group without a reading is not in it."
+    )
 
 
 class UtilizationAnswer(BaseModel):

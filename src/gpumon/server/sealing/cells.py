@@ -1,4 +1,4 @@
-"""Seals the accounts of a day: its fine cells, hour by hour, and the hours made of them.
+"""Seals the accounts of a day: its fine cells, hour by hour, the hours made of them, and the day made of these.
 
 Beside the day's sealed rows there are, in the folder that it writes to, `other_samples.parquet` and
 `other_pod_usage.parquet`: the rows around the day, and those in it that are not sealed in it.
@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from gpumon.server.accounts.cells import CELL_ORDER, CREATE_CELLS
-from gpumon.server.accounts.hourly import hours_of
+from gpumon.server.accounts.hourly import hours_of, whole_of
 from gpumon.server.accounts.rolling import roll
 from gpumon.server.database import Database, Rows
 from gpumon.server.manifest import MANIFEST, CellsManifest, outputs_of
@@ -108,14 +108,16 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
             f"CREATE VIEW {table.name} AS SELECT *, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
             f"FROM read_parquet([{', '.join(quoted(str(file)) for file in files)}])"
         )
-    for name in ("fine", "hours"):
+    for name in ("fine", "hours", "days"):
         execute(f"CREATE TABLE {name} {CREATE_CELLS}")
     buckets, hours = runs_within(job.begin, job.end)
     for part in _parts(database, buckets):
         roll(execute, part, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
     if hours:
-        hours_of(execute, [(hours[0][0], hours[-1][1])], "fine", "hours")
-    for name in ("fine", "hours"):
+        whole = (hours[0][0], hours[-1][1])
+        hours_of(execute, [whole], "fine", "hours")
+        whole_of(execute, whole, "hours", "days")
+    for name in ("fine", "hours", "days"):
         execute(
             f"COPY (FROM {name} ORDER BY {CELL_ORDER}) TO {quoted(str(folder / f'{name}.parquet'))} "
             "(FORMAT parquet, COMPRESSION zstd)"
