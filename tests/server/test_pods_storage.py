@@ -112,7 +112,8 @@ def test_the_store_holds_what_the_files_say(tmp_path: Path) -> None:
             assert f"gpumon_server_{trouble} 0.0" in text
     instant = datetime(2026, 11, 24, 12, 0, 0, 250_000)
     assert in_sql(
-        tmp_path, "SELECT sampled_at, pod, process_name, held, memory_used, gpu_utilization, file FROM hot_pod_usage"
+        tmp_path,
+        "SELECT sampled_at, pod, process_name, held, memory_used, gpu_utilization, file FROM hot_pod_usage",
     ) == [
         (instant, "train-0", None, True, 19_000.5, 50.0, f"pod_usage_{DAY}.csv"),
         (instant, None, "Xorg", False, None, 50.0, f"pod_usage_{DAY}.csv"),

@@ -117,6 +117,15 @@ def test_a_file_that_gets_rows_while_it_is_compressed_stays_as_it_is(tmp_path: P
             work()
 
         policy = Policy(keep_days=0, max_bytes=0, compress_after_days=1)
-        tidy(tmp_path, NAMES, log, policy, TODAY.date(), exclusively=a_row_comes_first, moving=nullcontext(), sealed=NothingSealed())
+        tidy(
+            tmp_path,
+            NAMES,
+            log,
+            policy,
+            TODAY.date(),
+            exclusively=a_row_comes_first,
+            moving=nullcontext(),
+            sealed=NothingSealed(),
+        )
         assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261110.csv"]
         assert (tmp_path / "gpu_metrics_20261110.csv").read_bytes().count(b"\n") == 3

@@ -1,4 +1,5 @@
-"""What becomes of sealed days: damage is found and mended, hands in the folder are obeyed, rollups outlive the rows."""
+"""What becomes of sealed days: damage is found and mended, hands in the folder are obeyed, rollups outlive the
+rows."""
 
 from __future__ import annotations
 

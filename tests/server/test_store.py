@@ -11,8 +11,8 @@ import pytest
 
 from gpumon.errors import QueryError
 from gpumon.model.fields import CSV_COLUMNS
-from gpumon.server.queries import Query
 from gpumon.server.accounts.cells import CREATE_CELLS
+from gpumon.server.queries import Query
 from gpumon.server.store import Store
 from tests.samples import sample
 from tests.server.conftest import Serve, serving, settings_for

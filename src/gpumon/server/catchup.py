@@ -3,9 +3,8 @@ into the folder, forgets files that are gone.
 
 Rows get in by one way only, from the bytes of the CSV, whether they came a second ago, before a crash or from the
 old program; so an answer always equals one computed from the files. It runs in the background every two seconds
-and before each query, so a row is in the answers as soon as its sender has been told 200. Of a file that is part of
-a sealed day only what was appended since is loaded.
-"""
+and before each query, so a row is in the answers as soon as its sender has been told 200. Of a file that is part
+of a sealed day only what was appended since is loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +31,8 @@ from gpumon.server.touched import Touched
 log = logging.getLogger(__name__)
 
 _TOGETHER_BYTES: Final = 64 * 2**20
-"""Stretches that are larger in all are loaded one by one, so that what is loaded is kept when a later one fails."""
+"""Stretches that are larger in all are loaded one by one, so that what is loaded is kept when a later one
+fails."""
 _DEFERRED_BYTES: Final = 32 * 2**20
 """A day of more than so much, of which nothing is loaded, is sealed at once when it is over."""
 
@@ -150,12 +150,17 @@ class CatchUp:
         for name in (self._shelf.files.keys() - found.keys()) | self._replaced:
             self._forget(name)
             self._replaced.discard(name)
-        wanted = self._without_deferred(
-            stretch
-            for name, (day_file, size, mtime) in sorted(found.items())
-            if self._unreadable.get(name) != (size, mtime)
-            and (stretch := self._missing(name, day_file, size, mtime, committed.get(name))) is not None
-        )
+        while True:
+            removals = self._shelf.removals
+            missing = [
+                stretch
+                for name, (day_file, size, mtime) in sorted(found.items())
+                if self._unreadable.get(name) != (size, mtime)
+                and (stretch := self._missing(name, day_file, size, mtime, committed.get(name))) is not None
+            ]
+            if removals == self._shelf.removals:
+                break  # else files that were part of a sealed day are to be loaded, too
+        wanted = self._without_deferred(missing)
         if sum(stretch.end - stretch.start for stretch in wanted) <= _TOGETHER_BYTES:
             self._load(wanted)
         else:
@@ -225,7 +230,8 @@ class CatchUp:
         self._arrivals.after(read)
 
     def _forget(self, name: str) -> None:
-        """Takes a file's rows out; all of a sealed day's, if it is part of one: its other files are loaded anew."""
+        """Takes a file's rows out; all of a sealed day's, if it is part of one: its other files are loaded
+        anew."""
         known = self._shelf.files.get(name)
         if known is None:
             return

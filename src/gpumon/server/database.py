@@ -219,7 +219,8 @@ class Reading:
             ) from error
         except duckdb.OutOfMemoryException as error:
             raise QueryError(
-                "the query needs more memory than [PERFORMANCE] query_memory_mb; ask for a shorter range, or raise it",
+                "the query needs more memory than [PERFORMANCE] query_memory_mb; ask for a shorter range, or "
+                "raise it",
                 status=503,
             ) from error
         except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:

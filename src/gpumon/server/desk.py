@@ -1,4 +1,5 @@
-"""Where questions about ranges are worked on: one snapshot, the rollups that are valid in it, and rows where asked.
+"""Where questions about ranges are worked on: one snapshot, the rollups that are valid in it, and rows where
+asked.
 
 See `accounts.desk` for what the questions need of it.
 """
@@ -83,7 +84,8 @@ class Place:
         hours = [
             bucket
             for (bucket,) in self.select(
-                "SELECT bucket FROM rolled WHERE level = 'hour' AND bucket >= $start AND bucket < $end ORDER BY bucket",
+                "SELECT bucket FROM rolled WHERE level = 'hour' AND bucket >= $start AND bucket < $end "
+                "ORDER BY bucket",
                 {"start": start, "end": end},
             )
         ]
@@ -104,7 +106,8 @@ class Place:
             },
         )
         days = self.select(
-            "SELECT bucket, until FROM rolled WHERE level = 'day' AND bucket >= $start AND until <= $end ORDER BY bucket",
+            "SELECT bucket, until FROM rolled WHERE level = 'day' AND bucket >= $start AND until <= $end "
+            "ORDER BY bucket",
             {"start": start, "end": end},
         )
         self._show_cells(sorted({origin for _, origin in fine if origin != HOT}))

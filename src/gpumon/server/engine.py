@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -73,8 +73,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the store has: rows by table; days that are sealed, and those of which only rollups are left; lines that
-    were damaged since the start or the sealing of their day; why files are left out."""
+    """What the store has: rows by table; days that are sealed, and those of which only rollups are left; lines
+    that were damaged since the start or the sealing of their day; why files are left out."""
 
     rows: dict[str, int]
     days: int
@@ -139,7 +139,7 @@ class Engine:
             self._names,
             self._csvlog.committed_sizes,
             self._csvlog.take_replaced,
-            lambda day: self._sealer.may_defer(day),
+            self._may_defer,
         )
         self._sealer = Sealer(
             store,
@@ -314,6 +314,9 @@ class Engine:
                 next_housekeeping = time.monotonic() + self._housekeeping_seconds
                 self.tidy_now()
                 gc.collect()
+
+    def _may_defer(self, day: date) -> bool:
+        return self._sealer.may_defer(day)  # which is made later
 
     def _roll_due(self, stopping: threading.Event) -> None:
         try:

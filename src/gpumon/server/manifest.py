@@ -2,13 +2,13 @@
 
     .gpumon/sealed/20261124/raw-1795541603000/     samples.parquet, pod_usage.parquet, latest.parquet: the rows;
                                                    readings.parquet: their rollup; manifest.json
-    .gpumon/sealed/20261124/cells-1795541610000/   fine.parquet, hours.parquet, days.parquet: rollups of the accounts;
+    .gpumon/sealed/20261124/cells-1795541610000/   fine.parquet, hours.parquet, days.parquet: rollups of the
+    accounts;
                                                    manifest.json
 
 A folder is written under a name that ends in `.new`, synced and renamed, so that one with a manifest is whole. The
-manifest says of which bytes of which CSV files it was made, and of each output its size and checksum. Of two folders
-of a kind the one of the larger number counts.
-"""
+manifest says of which bytes of which CSV files it was made, and of each output its size and checksum. Of two
+folders of a kind the one of the larger number counts."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Output(msgspec.Struct, frozen=True):
 
 
 class SealedFile(msgspec.Struct, frozen=True):
-    """A CSV file that is sealed up to `bytes` of it, as it stands on the disk; with the damaged ones, `lines` lines
-    without the header. `left_out` says why a file that can't be read is not in it."""
+    """A CSV file that is sealed up to `bytes` of it, as it stands on the disk; with the damaged ones, `lines`
+    lines without the header. `left_out` says why a file that can't be read is not in it."""
 
     name: str
     bytes: int
@@ -56,8 +56,8 @@ class SealedFile(msgspec.Struct, frozen=True):
 
 
 class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the rows of a day. Instants are naive UTC, None where there is no row; `longest_interval` in seconds, None
-    where no sample states one, `unstated` whether one states none."""
+    """Of the rows of a day. Instants are naive UTC, None where there is no row; `longest_interval` in seconds,
+    None where no sample states one, `unstated` whether one states none."""
 
     stamp: str
     day: date
@@ -128,9 +128,9 @@ def publish(folder: Path, manifest: RawManifest | CellsManifest) -> Path:
 
 
 def find(root: Path, raw_stamp: str, cells_stamp: str) -> dict[date, Found]:
-    """What is sealed with the stamps that are wanted. All else below the root is deleted: it was being made when the
-    server was killed, has been replaced, is damaged or of another version. Only the rollups of days whose rows are
-    gone stay in any case, since nobody could make them again."""
+    """What is sealed with the stamps that are wanted. All else below the root is deleted: it was being made when
+    the server was killed, has been replaced, is damaged or of another version. Only the rollups of days whose rows
+    are gone stay in any case, since nobody could make them again."""
     found: dict[date, Found] = {}
     for place in sorted(root.iterdir()) if root.is_dir() else ():
         try:

@@ -1,8 +1,8 @@
 """Questions as SQL; pure. Identifiers come from the catalogue, values are always parameters.
 
-`samples` and `pod_usage` are every row (see `relations`), `readings` their rollup, `live.latest` the newest sample of
-each GPU (see `store`). `timestamp` is local
-wall time in the server's zone, so that days and hours need no zone in SQL; `sampled_at` is UTC."""
+`samples` and `pod_usage` are every row (see `relations`), `readings` their rollup, `live.latest` the newest sample
+of each GPU (see `store`). `timestamp` is local wall time in the server's zone, so that days and hours need no zone
+in SQL; `sampled_at` is UTC."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Readings by hour: the rollup behind the old program's questions, as SQL; pure.
 
-A row says of one GPU and one local hour how many readings of `utilization_gpu` there are, their sum and extremes, and
-in which minutes. It depends on nothing but the rows themselves, so rows of different files add up: late ones are
-further rows. An hour that the clocks repeat, or that straddles two hours of UTC, is several rows, by `utc_hour`.
+A row says of one GPU and one local hour how many readings of `utilization_gpu` there are, their sum and extremes,
+and in which minutes. It depends on nothing but the rows themselves, so rows of different files add up: late ones
+are further rows. An hour that the clocks repeat, or that straddles two hours of UTC, is several rows, by
+`utc_hour`.
 
 Beside it `levels`, of a sealed day: how often a GPU had which utilisation; what exact percentiles are made of.
 """
@@ -34,8 +35,8 @@ _SHAPE: Final = {
 }
 COLUMNS: Final = tuple(_SHAPE)
 CREATE: Final = ", ".join(f"{name} {kind}" for name, kind in _SHAPE.items())
-"""Columns and types of the rollup: `rows` counts all rows, `readings` those with a utilisation, `minutes` has a bit
-for each minute with one."""
+"""Columns and types of the rollup: `rows` counts all rows, `readings` those with a utilisation, `minutes` has a
+bit for each minute with one."""
 
 LEVELS_CREATE: Final = (
     "client_name VARCHAR, gpu_id BIGINT, gpu_uuid VARCHAR, node VARCHAR, gpu_name VARCHAR, value DOUBLE, "

@@ -1,5 +1,5 @@
-"""What a query reads, as SQL; pure: the relations `samples` and `pod_usage` of the hot tables and of the sealed days
-that a stretch of time touches, as temporary views of one reading.
+"""What a query reads, as SQL; pure: the relations `samples` and `pod_usage` of the hot tables and of the sealed
+days that a stretch of time touches, as temporary views of one reading.
 
 Both have the catalogue's columns and `row_id`, by which of two rows the larger came later: what is sealed came
 before what is still hot, and a sealed day keeps the order in which rows of one GPU and instant came.
@@ -29,7 +29,8 @@ _FILE = 2**40
 
 @dataclass(frozen=True, slots=True)
 class SealedRaw:
-    """The sealed rows of a day: the folder of the Parquet files, and between which instants (naive UTC) they are."""
+    """The sealed rows of a day: the folder of the Parquet files, and between which instants (naive UTC) they
+    are."""
 
     folder: Path
     first_at: datetime

@@ -1,10 +1,10 @@
 """Housekeeping of the files: deletes days that are too old or too many for the disk, compresses past days.
 
 The slow part, compressing, goes on beside the writer; only what deletes or renames runs between two of its writes
-(`exclusively`), while nobody looks at the folder (`moving`), so that no file is moved under an append and none is kept waiting by gzip. A reader that is just
-reading is safe: queries read the store and what is sealed, which goes only when nobody reads it any more. Of a day
-that is sealed the rows go, its rollups stay, so that its GPU-hours and averages are still answered.
-"""
+(`exclusively`), while nobody looks at the folder (`moving`), so that no file is moved under an append and none is
+kept waiting by gzip. A reader that is just reading is safe: queries read the store and what is sealed, which goes
+only when nobody reads it any more. Of a day that is sealed the rows go, its rollups stay, so that its GPU-hours
+and averages are still answered."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Rolls the accounts up while days are open: each five minutes that are over become cells, twelve of them an hour.
 
-A bucket is rolled when it has been over for long enough that late rows are rare; when they come all the same, it is
-rolled again (see `touched`). Until then questions are answered from its rows, so that nothing depends on it but speed.
-"""
+A bucket is rolled when it has been over for long enough that late rows are rare; when they come all the same, it
+is rolled again (see `touched`). Until then questions are answered from its rows, so that nothing depends on it but
+speed."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Roller:
         self._stale_after = stale_after
 
     def roll_due(self, stopping: Callable[[], bool], *, patient: bool = True) -> int:
-        """Rolls what is due; gives the number of buckets. `patient`: leaves hours in which rows arrive just now. An hour of a sealed day whose cells are being made
-        elsewhere (`awaited`) is left to them. Raises StorageError."""
+        """Rolls what is due; gives the number of buckets. `patient`: leaves hours in which rows arrive just now.
+        An hour of a sealed day whose cells are being made elsewhere (`awaited`) is left to them. Raises
+        StorageError."""
         rolled = 0
         for hour in self._touched.hours:
             if stopping() or hour >= self._last():

@@ -1,10 +1,10 @@
 """Seals days in the background: decides which, has a process of its own do it, puts the result on the shelf.
 
-A day is sealed when it has been over, and its files unchanged, for [PERFORMANCE] seal_after_minutes; again when later
-rows came; and at once when it is over and so large that loading it into the hot tables first would be of no use, as
-at the first start on a month of CSV files. Sealing has two steps: the rows, then the cells of the accounts, which
-need the rows around the day. Whatever happens in between, the CSV files are the truth and nothing is lost.
-"""
+A day is sealed when it has been over, and its files unchanged, for [PERFORMANCE] seal_after_minutes; again when
+later rows came; and at once when it is over and so large that loading it into the hot tables first would be of no
+use, as at the first start on a month of CSV files. Sealing has two steps: the rows, then the cells of the
+accounts, which need the rows around the day. Whatever happens in between, the CSV files are the truth and nothing
+is lost."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from gpumon.server import manifest
 from gpumon.server.arrivals import Stretch
 from gpumon.server.days import FileNames
 from gpumon.server.disk import seen
-from gpumon.server.manifest import CellsManifest, RawManifest
 from gpumon.server.loading import UNREADABLE
+from gpumon.server.manifest import CellsManifest, RawManifest
 from gpumon.server.relations import SEALABLE, Window, quoted
 from gpumon.server.sealing.process import SealingFailed, run_job
 from gpumon.server.shelf import Shelf
@@ -174,20 +174,23 @@ class Sealer:
         shelf = self._shelf
         with self._exclusively():
             files = self._files_of(day)
-        answer = run_job(
-            {
-                "do": "raw",
-                "day": day.isoformat(),
-                "data": str(self._folder),
-                "files": files,
-                "prefix": self._names.samples_prefix,
-                "root": str(shelf.root),
-                "stamp": shelf.stamps[0],
-                "zone": self._zone.key,
-                "memory_mb": self._memory_mb,
-            },
-            stopping,
-        )
+        job = {
+            "do": "raw",
+            "day": day.isoformat(),
+            "data": str(self._folder),
+            "files": files,
+            "prefix": self._names.samples_prefix,
+            "root": str(shelf.root),
+            "stamp": shelf.stamps[0],
+            "zone": self._zone.key,
+            "memory_mb": self._memory_mb,
+        }
+        try:
+            answer = run_job(job, stopping)
+        except SealingFailed:
+            if self._files_of(day) == files or stopping.is_set():
+                raise
+            return f"sealing_in_vain day={day} reason=its files were changed meanwhile"
         folder = Path(answer["folder"])
         raw = manifest.read(folder, RawManifest)
         with self._exclusively():
@@ -273,7 +276,7 @@ class Sealer:
         for table in SEALABLE:
             target = quoted(str(folder / f"other_{table.name}.parquet"))
             self._store.execute(
-                f"COPY (SELECT {', '.join(table.columns)} FROM {table.name} WHERE sampled_at >= ? AND sampled_at <= ? "
-                f"ORDER BY row_id) TO {target} (FORMAT parquet)",
+                f"COPY (SELECT {', '.join(table.columns)} FROM {table.name} "
+                f"WHERE sampled_at >= ? AND sampled_at <= ? ORDER BY row_id) TO {target} (FORMAT parquet)",
                 list(window),
             )

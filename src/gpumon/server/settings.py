@@ -244,8 +244,8 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
             le=1e6,
             description="How long a day must be over, and its files unchanged, before its rows are sealed: sorted "
-            "into compact files below .gpumon, of which queries are faster. Later rows are taken all the same, and "
-            "the day is sealed again.",
+            "into compact files below .gpumon, of which queries are faster. Later rows are taken all the same, "
+            "and the day is sealed again.",
             extra={"unit": "min"},
         ),
     ] = 60.0
@@ -257,7 +257,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
             description="Memory that the process which seals a day may use for sorting before it spills to disk.",
             extra={"unit": "MB"},
         ),
-    ] = 256
+    ] = 160
     query_memory_mb: Annotated[
         int,
         Meta(

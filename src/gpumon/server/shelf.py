@@ -1,9 +1,8 @@
 """The sealed days as the store knows them: adopts what was sealed, takes out what is no longer so.
 
 The folders (see `manifest`) say what is sealed; the store's tables repeat it, so that one transaction moves a day
-from the hot tables to its Parquet files. A folder that does not fit the CSV files any more is thrown away: its rows
-are loaded from the CSV again.
-"""
+from the hot tables to its Parquet files. A folder that does not fit the CSV files any more is thrown away: its
+rows are loaded from the CSV again."""
 
 from __future__ import annotations
 
@@ -68,6 +67,8 @@ class Shelf:
         self.deferred: set[date] = set()
         """Days that are over whose files wait to be sealed without having been loaded."""
         self._retired: list[Path] = []
+        self.removals = 0
+        """How often a day was taken out, so that its files are to be loaded."""
 
     def is_sealed(self, day: date, name: str) -> bool:
         """Whether a file is part of what is sealed of a day."""
@@ -218,6 +219,7 @@ class Shelf:
     def remove(self, day: date, reason: str) -> None:
         """Takes a day out: its rows are loaded from the CSV again. Raises DatabaseError."""
         log.warning("sealed_day_left day=%s reason=%s", day, reason)
+        self.removals += 1
         folder = self.folders.get(day)
         self._take_out(day)
         if folder is not None:
@@ -227,7 +229,8 @@ class Shelf:
         self._store.remember_latest()
 
     def remove_cells(self, day: date) -> None:
-        """Takes a day's cells out: they are made anew from its rows, where these are left. Raises DatabaseError."""
+        """Takes a day's cells out: they are made anew from its rows, where these are left. Raises
+        DatabaseError."""
         with self._store.transaction():
             self._take_cells_out(day)
         self._leave(self.cells.pop(day))
@@ -311,8 +314,8 @@ class Shelf:
             self._retired.remove(path)
 
     def touch(self, raw: RawManifest) -> None:
-        """Rows were sealed that have not been in the store before: what is rolled around them is out of date; inside
-        the caller's transaction. Raises DatabaseError."""
+        """Rows were sealed that have not been in the store before: what is rolled around them is out of date;
+        inside the caller's transaction. Raises DatabaseError."""
         if raw.first_at is not None and raw.last_at is not None:
             self._touched.note_sealed(raw.longest_interval, raw.unstated)
             self._touched.mark([(raw.first_at, raw.last_at)])

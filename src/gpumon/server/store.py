@@ -1,12 +1,13 @@
-"""The store: a DuckDB database of what the CSV files say and is not sealed, and of all rollups. Derived, disposable.
+"""The store: a DuckDB database of what the CSV files say and is not sealed, and of all rollups. Derived,
+disposable.
 
     hot_samples, hot_pod_usage   rows of days that are not sealed, and late ones of sealed days, with their file
     pod_labels                   all labels
     files                        how much of which CSV file is in, hot or sealed
     sealed                       the days whose rows are in Parquet files; see `shelf`
     readings, levels             rollups of the old program's questions; see `readings`
-    fine_cells, hour_cells, day_cells, rolled, to_roll   rollups of the accounts, which buckets they are valid for, and which
-                                 hours have some to make; see `rolling`
+    fine_cells, hour_cells, day_cells   rollups of the accounts; see `rolling`
+    rolled, to_roll              which buckets these are valid for, and which hours have some to make
     live.latest                  (in memory) the newest sample of each GPU
 
 What gets in, and when, is `catchup`'s business, and `shelf`'s; here the database is opened, queried, and made anew
@@ -62,9 +63,7 @@ class Store:
         max_rows: int = 100_000,
     ) -> None:
         self._tables = {hot(table): table.create.strip("()") for table in TABLES} | _OWN_TABLES
-        self._tables |= {
-            name: f"{cell_columns}, origin VARCHAR" for name in ("fine_cells", "hour_cells", "day_cells")
-        }
+        self._tables |= dict.fromkeys(("fine_cells", "hour_cells", "day_cells"), f"{cell_columns}, origin VARCHAR")
         # Instants of rows that give only local time hold for one zone.
         self._version = " ".join([_FORM, zone_key, *(f"{name} {form}" for name, form in self._tables.items())])
         self._state = folder / ".gpumon"
@@ -121,8 +120,9 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self, windows: Sequence[Window] = (), *, bounded: bool = False) -> Iterator[Reading]:
-        """A snapshot of everything, for several statements; `bounded`, none of which gives more than `max_rows`. The relations `samples` and `pod_usage` are there
-        where windows are given (naive UTC), with the rows within them at least. Raises QueryError."""
+        """A snapshot of everything, for several statements; `bounded`, none of which gives more than `max_rows`.
+        The relations `samples` and `pod_usage` are there where windows are given (naive UTC), with the rows within
+        them at least. Raises QueryError."""
         database = self._database
         if database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
@@ -170,8 +170,8 @@ class Store:
         return self._database.transaction()
 
     def look(self, windows: Sequence[Window], without: Path | None = None) -> None:
-        """Makes the relations `samples` and `pod_usage` of the writing connection, without those that are sealed in
-        a folder. Raises DatabaseError."""
+        """Makes the relations `samples` and `pod_usage` of the writing connection, without those that are sealed
+        in a folder. Raises DatabaseError."""
         for statement in views([raw for raw in _sealed(self.execute(_RAW)) if raw.folder != without], windows):
             self.execute(statement)
 
@@ -229,7 +229,8 @@ class Store:
 
 
 def discard(folder: Path) -> None:
-    """Deletes the database of a data folder, so that it is made anew. Raises StorageError where a server has it."""
+    """Deletes the database of a data folder, so that it is made anew. Raises StorageError where a server has
+    it."""
     path = folder / ".gpumon" / "store.duckdb"
     if path.exists():
         try:

@@ -23,7 +23,10 @@ HOT: Final = "hot"
 FINE: Final = timedelta(minutes=5)
 HOUR: Final = timedelta(hours=1)
 _REMEMBERED: Final = 20_000
-_REACH: Final = f"max(CASE WHEN interval_seconds > {LONGEST} THEN {LONGEST} ELSE interval_seconds END), coalesce(bool_or(interval_seconds IS NULL), false)"
+_REACH: Final = (
+    f"max(CASE WHEN interval_seconds > {LONGEST} THEN {LONGEST} ELSE interval_seconds END), "
+    "coalesce(bool_or(interval_seconds IS NULL), false)"
+)
 
 
 class Touched:
@@ -94,7 +97,8 @@ class Touched:
             self._note_reach(self._store.execute(f"SELECT {_REACH} FROM {arriving}"))
         self.mark(
             self._store.execute(
-                f"SELECT min(sampled_at), max(sampled_at) FROM {arriving} GROUP BY time_bucket(INTERVAL 5 MINUTES, sampled_at)"
+                f"SELECT min(sampled_at), max(sampled_at) FROM {arriving} "
+                "GROUP BY time_bucket(INTERVAL 5 MINUTES, sampled_at)"
             )
         )
 
@@ -123,7 +127,8 @@ class Touched:
         """Takes what is rolled of the buckets out; of what is sealed, by whole hours."""
         limits = [min(buckets), max(buckets)]
         rolled = self._store.execute(
-            f"SELECT bucket, origin FROM rolled WHERE level = 'fine' AND bucket >= ? AND bucket <= ? AND {_REPLACEABLE}",
+            f"SELECT bucket, origin FROM rolled "
+            f"WHERE level = 'fine' AND bucket >= ? AND bucket <= ? AND {_REPLACEABLE}",
             limits,
         )
         for bucket, origin in rolled:

@@ -117,8 +117,8 @@ def idle(request: Request, asked: Annotated[IdleAsked, Query()]) -> Response:
     "/utilization", summary="How hard GPUs worked", response_model=None, responses=responses(UtilizationAnswer)
 )
 def utilization(request: Request, asked: Annotated[UtilizationAsked, Query()]) -> Response:
-    """Mean, extremes and exact percentiles of all readings of `utilization_gpu` in the range, each counting once, in
-    percent; of GPUs, nodes, models, or all. GPUs that are divided by MIG have no such reading."""
+    """Mean, extremes and exact percentiles of all readings of `utilization_gpu` in the range, each counting once,
+    in percent; of GPUs, nodes, models, or all. GPUs that are divided by MIG have no such reading."""
     known_parameters(request, asked)
     return done(state_of(request).engine.answers.utilization(asked.words(), asked.group_by))
 

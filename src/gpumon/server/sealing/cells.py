@@ -82,7 +82,8 @@ def _parts(database: Database, buckets: list[Run]) -> Iterator[list[Run]]:
         database.execute(
             f"""
             SELECT time_bucket(INTERVAL 5 MINUTES, sampled_at), count(*)
-            FROM ({" UNION ALL ".join(f"SELECT sampled_at FROM {table.name}" for table in SEALABLE)}) GROUP BY ALL"""
+            FROM ({" UNION ALL ".join(f"SELECT sampled_at FROM {table.name}" for table in SEALABLE)}) GROUP BY
+            ALL"""
         )
     )
     part: list[Run] = []
@@ -105,7 +106,8 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
     for table in SEALABLE:
         files = (Path(job.rows) / f"{table.name}.parquet", folder / f"other_{table.name}.parquet")
         execute(
-            f"CREATE VIEW {table.name} AS SELECT *, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
+            f"CREATE VIEW {table.name} AS "
+            f"SELECT *, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
             f"FROM read_parquet([{', '.join(quoted(str(file)) for file in files)}])"
         )
     for name in ("fine", "hours", "days"):

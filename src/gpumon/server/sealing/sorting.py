@@ -1,10 +1,9 @@
 """From tables on disk to Parquet, sorted by hour, client, GPU, instant and arrival, an hour at a time.
 
 By hour first, since most questions that need rows need those of minutes: they read a row group or two, not one of
-each GPU. A CSV file is nearly in this order, so that an hour of it is found without reading the others; where an hour
-has more rows than are sorted in memory, its GPUs are dealt out to several passes. What a pass wrote is rolled up, and
-in the end all of them follow one another in one file.
-"""
+each GPU. A CSV file is nearly in this order, so that an hour of it is found without reading the others; where an
+hour has more rows than are sorted in memory, its GPUs are dealt out to several passes. What a pass wrote is rolled
+up, and in the end all of them follow one another in one file."""
 
 from __future__ import annotations
 
@@ -66,8 +65,8 @@ def write_sorted(database: Database, table: Table, folder: Path, work: Path, *, 
 
 
 def _passes(database: Database, table: Table, most: int) -> Iterator[dict[str, Any]]:
-    """Hours, in order, and of each runs of GPUs, as the first and the last, with `most` rows, but for a GPU that has
-    more by itself."""
+    """Hours, in order, and of each runs of GPUs, as the first and the last, with `most` rows, but for a GPU that
+    has more by itself."""
     run: dict[str, Any] = {}
     rows = 0
     for hour, client, gpu, of_gpu in database.execute(
