@@ -23,7 +23,8 @@ from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import seen
 from gpumon.server.loading import UNREADABLE
 from gpumon.server.relations import SEALABLE, hot
-from gpumon.server.shelf import Known, Shelf
+from gpumon.server.sealedtables import Known
+from gpumon.server.shelf import Shelf
 from gpumon.server.store import Store
 from gpumon.server.tables import SAMPLES
 from gpumon.server.touched import Touched

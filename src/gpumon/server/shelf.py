@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -19,23 +18,22 @@ from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.days import FileNames, local_midnight
 from gpumon.server.disk import seen
 from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
-from gpumon.server.readings import COLUMNS, levels_of
-from gpumon.server.relations import SEALABLE, hot, quoted
+from gpumon.server.relations import hot
+from gpumon.server.sealedtables import (
+    Known,
+    count_rows,
+    forget_rows,
+    note_file,
+    put_cells_in,
+    put_in,
+    rename_file,
+    take_cells_out,
+    take_out,
+)
 from gpumon.server.store import Store
-from gpumon.server.tables import TABLES
 from gpumon.server.touched import HOUR, Touched
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """How much of a file is in the store: up to which byte and line, and whether that much is sealed."""
-
-    size: int
-    mtime_ns: int
-    lines: int
-    sealed: bool
 
 
 class Shelf:
@@ -101,19 +99,12 @@ class Shelf:
 
     def note(self, name: str, known: Known) -> None:
         """Notes anew how much of a file is in. Raises DatabaseError."""
-        self._write(name, known)
+        note_file(self._store, name, known)
         self.files[name] = known
 
     def forget(self, name: str) -> None:
         """A file is gone from the store."""
         self.files.pop(name, None)
-
-    def _write(self, name: str, known: Known) -> None:
-        self._store.execute("DELETE FROM files WHERE name = ?", [name])
-        self._store.execute(
-            "INSERT INTO files VALUES (?, ?, ?, ?, ?)",
-            [name, known.size, known.mtime_ns, known.lines, known.sealed],
-        )
 
     # -- what the folders say ----------------------------------------------------------------------------------
 
@@ -143,7 +134,7 @@ class Shelf:
             fresh = there.raw.deleting or in_store.get(day) != str(there.folder)
             if fresh:
                 with self._store.transaction():
-                    self._put_in(day, there.folder, there.raw)
+                    put_in(self._store, day, there.folder, there.raw, self.cells.get(day))
                     self.touch(there.raw)
                 self._note(day, there.folder, there.raw)
             else:
@@ -155,7 +146,7 @@ class Shelf:
                         self._put_cells_in(day, there.cells_folder, there.cells)
             elif cells_in_store.get(day) is not None:
                 with self._store.transaction():
-                    self._take_cells_out(day)
+                    take_cells_out(self._store, day)
 
     def misfit(self, raw: RawManifest, committed: Mapping[str, int]) -> str | None:
         """Why what was sealed does not fit the CSV files, as a sentence; None when it does."""
@@ -193,7 +184,7 @@ class Shelf:
         read = [self._arrivals.read(tail, number) for number, tail in enumerate(tails)]
         old = self.folders.get(day)
         with self._store.transaction():
-            self._put_in(day, folder, raw)
+            put_in(self._store, day, folder, raw, self.cells.get(day))
             if not known:
                 self.touch(raw)
             self._arrivals.move_in(read, known=True)
@@ -204,7 +195,7 @@ class Shelf:
         if not known:
             self._store.remember_latest()
         if old is not None and old != folder:
-            self._leave(old)
+            self._retired.append(old)
 
     def put_cells_in(self, day: date, folder: Path, cells: CellsManifest) -> None:
         """Takes a day's cells into the rollups of the accounts. Raises DatabaseError."""
@@ -214,7 +205,7 @@ class Shelf:
         self.cells[day] = folder
         self.spoiled.discard(day)
         if old is not None and old != folder:
-            self._leave(old)
+            self._retired.append(old)
 
     def remove(self, day: date, reason: str) -> None:
         """Takes a day out: its rows are loaded from the CSV again. Raises DatabaseError."""
@@ -223,25 +214,21 @@ class Shelf:
         folder = self.folders.get(day)
         self._take_out(day)
         if folder is not None:
-            self._leave(folder)
+            self._retired.append(folder)
         if day in self.cells:
-            self._leave(self.cells.pop(day))
+            self._retired.append(self.cells.pop(day))
         self._store.remember_latest()
 
     def remove_cells(self, day: date) -> None:
         """Takes a day's cells out: they are made anew from its rows, where these are left. Raises
         DatabaseError."""
         with self._store.transaction():
-            self._take_cells_out(day)
-        self._leave(self.cells.pop(day))
+            take_cells_out(self._store, day)
+        self._retired.append(self.cells.pop(day))
 
     def rows(self) -> dict[str, int]:
         """How many rows of each table there are, hot and sealed. Raises DatabaseError."""
-        counts = {}
-        for table in TABLES:
-            counts[table.name] = int(self._store.execute(f"SELECT count(*) FROM {hot(table)}")[0][0])
-            counts[table.name] += sum(raw.rows.get(table.name, 0) for raw in self.days.values() if raw.has_rows)
-        return counts
+        return count_rows(self._store, self.days.values())
 
     def spoil(self, days: Iterable[str]) -> None:
         """Some cells of these days (YYYYMMDD) are out of date, by rows that are about to be in the store: they are
@@ -265,7 +252,7 @@ class Shelf:
         names = [file.name for file in self.days[day].files]
         with self._store.transaction():
             for name in names:
-                self._forget_rows(name)
+                forget_rows(self._store, name)
             self._store.execute("UPDATE sealed SET has_rows = false WHERE day = ?", [day])
         for name in names:
             self.files.pop(name, None)
@@ -289,13 +276,8 @@ class Shelf:
         day_file = self._names.parse(old)
         assert day_file is not None
         with self._store.transaction():
-            if day_file.table in SEALABLE:
-                self._store.execute(f"UPDATE {hot(day_file.table)} SET file = ? WHERE file = ?", [new, old])
-            else:
-                self._store.execute(f"UPDATE {day_file.table.name} SET file = ? WHERE file = ?", [new, old])
-            self._store.execute("UPDATE readings SET file = ? WHERE file = ?", [new, old])
-            self._store.execute("DELETE FROM files WHERE name = ?", [old])
-            self._write(new, Known(size, mtime_ns, known.lines, known.sealed))
+            rename_file(self._store, hot(day_file.table), old, new)
+            note_file(self._store, new, Known(size, mtime_ns, known.lines, known.sealed))
         self.files[new] = Known(size, mtime_ns, known.lines, known.sealed)
         folder, raw = self.folders.get(day_file.day), self.days.get(day_file.day)
         if known.sealed and folder is not None and raw is not None:
@@ -321,29 +303,6 @@ class Shelf:
             self._touched.mark([(raw.first_at, raw.last_at)])
             self.spoil(self._touched.take_stale_days())
 
-    # -- inside transactions -----------------------------------------------------------------------------------
-
-    def _put_in(self, day: date, folder: Path, raw: RawManifest) -> None:
-        store, key = self._store, _key(day)
-        for file in raw.files:
-            self._forget_rows(file.name)
-            if raw.has_rows:
-                self._write(file.name, Known(file.bytes, file.mtime_ns, file.lines, sealed=True))
-        store.execute("DELETE FROM readings WHERE file = ?", [key])
-        store.execute("DELETE FROM levels WHERE day = ?", [day])
-        store.execute("DELETE FROM sealed WHERE day = ?", [day])
-        source = f"read_parquet({quoted(str(folder / 'readings.parquet'))})"
-        store.execute(f"INSERT INTO readings SELECT {', '.join(COLUMNS)}, ? FROM {source}", [key])
-        store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
-        cells = self.cells.get(day)
-        store.execute(
-            "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                day, str(folder), raw.has_rows, None if cells is None else str(cells),
-                raw.first_at, raw.last_at, raw.longest_interval, raw.unstated,
-            ],
-        )  # fmt: skip
-
     def _note(self, day: date, folder: Path, raw: RawManifest) -> None:
         self.days[day], self.folders[day] = raw, folder
         for file in raw.files:
@@ -355,63 +314,21 @@ class Shelf:
         self._touched.note_sealed(raw.longest_interval, raw.unstated)
 
     def _put_cells_in(self, day: date, folder: Path, cells: CellsManifest) -> None:
-        store, key = self._store, _key(day)
-        self._take_cells_out(day)
-        for level, runs, step in (("fine", cells.fine, "5 MINUTES"), ("hour", cells.hours, "1 HOUR")):
-            for of, to in runs:
-                store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
-                store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
-                store.execute(
-                    f"""
-                    INSERT INTO rolled SELECT bucket, bucket + INTERVAL {step}, ?, ?
-                    FROM (SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})) AS bucket)""",
-                    [level, key, of, to],
-                )
-        for of, to in cells.hours:
-            store.execute("INSERT INTO rolled VALUES (?, ?, 'day', ?)", [of, to, key])
-        for table, file in (("hour_cells", "hours"), ("day_cells", "days")):
-            source = f"read_parquet({quoted(str(folder / f'{file}.parquet'))})"
-            store.execute(f"INSERT INTO {table} BY NAME SELECT *, '{key}' AS origin FROM {source}")
-        store.execute("UPDATE sealed SET cells = ? WHERE day = ?", [str(folder), day])
+        put_cells_in(self._store, day, folder, cells)
         of, to = self.bounds(day)
         self._touched.done([hour for hour in self._touched.hours if of <= hour and hour + HOUR <= to])
 
-    def _take_cells_out(self, day: date) -> None:
-        for table in ("rolled", "hour_cells", "day_cells"):
-            self._store.execute(f"DELETE FROM {table} WHERE origin = ?", [_key(day)])
-        self._store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
-
     def _take_out(self, day: date) -> None:
-        known = self._store.execute("SELECT first_at, last_at FROM sealed WHERE day = ?", [day])
+        names = [name for name in self.files if self.files[name].sealed and self._day_of(name) == day]
         with self._store.transaction():
-            self._take_cells_out(day)
-            self._store.execute("DELETE FROM readings WHERE file = ?", [_key(day)])
-            self._store.execute("DELETE FROM levels WHERE day = ?", [day])
-            self._store.execute("DELETE FROM sealed WHERE day = ?", [day])
-            names = [name for name in self.files if self.files[name].sealed and self._day_of(name) == day]
-            for name in names:
-                self._forget_rows(name)
-                self._store.execute("DELETE FROM files WHERE name = ?", [name])
+            instants = take_out(self._store, day, names)
             # What the last sample of the day said of the next one, and the other way round.
-            self._touched.mark([(instant, instant) for row in known for instant in row if instant is not None])
+            self._touched.mark([(instant, instant) for instant in instants])
         for name in names:
             self.files.pop(name)
         self.days.pop(day, None)
         self.folders.pop(day, None)
 
-    def _forget_rows(self, name: str) -> None:
-        for table in SEALABLE:
-            self._store.execute(f"DELETE FROM {hot(table)} WHERE file = ?", [name])
-        self._store.execute("DELETE FROM readings WHERE file = ?", [name])
-        self._store.execute("DELETE FROM files WHERE name = ?", [name])
-
     def _day_of(self, name: str) -> date | None:
         day_file = self._names.parse(name)
         return None if day_file is None else day_file.day
-
-    def _leave(self, path: Path) -> None:
-        self._retired.append(path)
-
-
-def _key(day: date) -> str:
-    return day.strftime(DAY_FORM)

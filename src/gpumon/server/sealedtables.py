@@ -1,0 +1,126 @@
+"""What the store's tables say of sealed days; see `shelf`. Each function is part of the caller's transaction, and
+raises DatabaseError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
+from gpumon.server.readings import COLUMNS, levels_of
+from gpumon.server.relations import SEALABLE, hot, quoted
+from gpumon.server.store import Store
+from gpumon.server.tables import TABLES
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """How much of a file is in the store: up to which byte and line, and whether that much is sealed."""
+
+    size: int
+    mtime_ns: int
+    lines: int
+    sealed: bool
+
+
+def put_in(store: Store, day: date, folder: Path, raw: RawManifest, cells: Path | None) -> None:
+    """Takes the rows of a day's files from the hot tables, and what is sealed of them in their place."""
+    for file in raw.files:
+        forget_rows(store, file.name)
+        if raw.has_rows:
+            note_file(store, file.name, Known(file.bytes, file.mtime_ns, file.lines, sealed=True))
+    _forget_rollups(store, day)
+    source = f"read_parquet({quoted(str(folder / 'readings.parquet'))})"
+    store.execute(f"INSERT INTO readings SELECT {', '.join(COLUMNS)}, ? FROM {source}", [key_of(day)])
+    store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
+    store.execute(
+        "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            day, str(folder), raw.has_rows, None if cells is None else str(cells),
+            raw.first_at, raw.last_at, raw.longest_interval, raw.unstated,
+        ],
+    )  # fmt: skip
+
+
+def take_out(store: Store, day: date, names: Iterable[str]) -> list[datetime]:
+    """Takes a day and its files out; gives its first and last instants (naive UTC), if it has rows."""
+    known = store.execute("SELECT first_at, last_at FROM sealed WHERE day = ?", [day])
+    take_cells_out(store, day)
+    _forget_rollups(store, day)
+    for name in names:
+        forget_rows(store, name)
+    return [instant for row in known for instant in row if instant is not None]
+
+
+def put_cells_in(store: Store, day: date, folder: Path, cells: CellsManifest) -> None:
+    """Takes a day's cells in, in place of what was rolled of it."""
+    key = key_of(day)
+    take_cells_out(store, day)
+    for level, runs, step in (("fine", cells.fine, "5 MINUTES"), ("hour", cells.hours, "1 HOUR")):
+        for of, to in runs:
+            store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
+            store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
+            store.execute(
+                f"""
+                INSERT INTO rolled SELECT bucket, bucket + INTERVAL {step}, ?, ?
+                FROM (SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})) AS bucket)""",
+                [level, key, of, to],
+            )
+    for of, to in cells.hours:
+        store.execute("INSERT INTO rolled VALUES (?, ?, 'day', ?)", [of, to, key])
+    for table, file in (("hour_cells", "hours"), ("day_cells", "days")):
+        source = f"read_parquet({quoted(str(folder / f'{file}.parquet'))})"
+        store.execute(f"INSERT INTO {table} BY NAME SELECT *, '{key}' AS origin FROM {source}")
+    store.execute("UPDATE sealed SET cells = ? WHERE day = ?", [str(folder), day])
+
+
+def take_cells_out(store: Store, day: date) -> None:
+    """Takes a day's cells out."""
+    for table in ("rolled", "hour_cells", "day_cells"):
+        store.execute(f"DELETE FROM {table} WHERE origin = ?", [key_of(day)])
+    store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
+
+
+def forget_rows(store: Store, name: str) -> None:
+    """Takes the hot rows of a file out, and that it is known."""
+    for table in SEALABLE:
+        store.execute(f"DELETE FROM {hot(table)} WHERE file = ?", [name])
+    store.execute("DELETE FROM readings WHERE file = ?", [name])
+    store.execute("DELETE FROM files WHERE name = ?", [name])
+
+
+def note_file(store: Store, name: str, known: Known) -> None:
+    """Notes how much of a file is in."""
+    store.execute("DELETE FROM files WHERE name = ?", [name])
+    store.execute(
+        "INSERT INTO files VALUES (?, ?, ?, ?, ?)", [name, known.size, known.mtime_ns, known.lines, known.sealed]
+    )
+
+
+def rename_file(store: Store, table: str, old: str, new: str) -> None:
+    """A file has another name: its rows are the same."""
+    for changed in (table, "readings", "files"):
+        column = "name" if changed == "files" else "file"
+        store.execute(f"UPDATE {changed} SET {column} = ? WHERE {column} = ?", [new, old])
+
+
+def count_rows(store: Store, sealed: Iterable[RawManifest]) -> dict[str, int]:
+    """How many rows of each table there are, hot and sealed."""
+    counts = {table.name: int(store.execute(f"SELECT count(*) FROM {hot(table)}")[0][0]) for table in TABLES}
+    for raw in sealed:
+        for name, rows in raw.rows.items():
+            counts[name] += rows if raw.has_rows else 0
+    return counts
+
+
+def key_of(day: date) -> str:
+    """By what a sealed day is called in the tables, and its folder."""
+    return day.strftime(DAY_FORM)
+
+
+def _forget_rollups(store: Store, day: date) -> None:
+    store.execute("DELETE FROM readings WHERE file = ?", [key_of(day)])
+    for table in ("levels", "sealed"):
+        store.execute(f"DELETE FROM {table} WHERE day = ?", [day])
