@@ -47,8 +47,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What there is to ask about: `days` whole days, of which `last_day` is the last, and GPUs as /api/gpus lists
-    them."""
+    """What there is to ask about: `days` whole days, of which `last_day` is the last, and GPUs as /api/gpu/list
+    lists them."""
 
     last_day: date
     days: int
@@ -193,7 +193,7 @@ def scene_of(server: Served) -> Scene:
     days = sorted(path.name[12:20] for path in server.folder.glob("gpu_metrics_*.csv*"))
     past = [day for day in days if day < f"{datetime.now(UTC):%Y%m%d}"]
     last = datetime.strptime(past[-1], "%Y%m%d").date()
-    return Scene(last, len(set(past)), fetch(server.port, Asked("GET", "/api/gpus"))["data"])
+    return Scene(last, len(set(past)), fetch(server.port, Asked("POST", "/api/gpu/list", "{}"))["data"])
 
 
 def main() -> None:
