@@ -79,6 +79,8 @@ class Database:
                     "checkpoint_threshold": "128MB",
                 },
             )
+            # What a sealed file says of itself does not change, and is asked with each query.
+            connection.execute("SET parquet_metadata_cache = true")
         except duckdb.Error as error:
             raise DatabaseError(error) from error
         return cls(connection)

@@ -18,6 +18,9 @@ from gpumon.server.tables import POD_LABELS, POD_USAGE, SAMPLES, Table
 _PREFIXES = {POD_USAGE: "pod_usage", POD_LABELS: "pods"}
 """How the files are named whose prefix is no setting."""
 
+_REMEMBERED = 10_000
+"""Names are asked for again with each query."""
+
 
 @dataclass(frozen=True, slots=True)
 class DayFile:
@@ -44,6 +47,7 @@ class FileNames:
         self._tables = {prefix: table for table, prefix in self._prefixes.items()}
         prefixes = "|".join(map(re.escape, self._tables))
         self._form = re.compile(rf"({prefixes})_(\d{{8}})(?:\.(\d{{3,6}}))?\.csv(\.gz)?")
+        self._parsed: dict[str, DayFile | None] = {}
 
     def of(self, file: DayFile) -> str:
         """The name of a day's file."""
@@ -52,6 +56,13 @@ class FileNames:
 
     def parse(self, name: str) -> DayFile | None:
         """The day's file that a name stands for; None for any other name."""
+        if name not in self._parsed:
+            if len(self._parsed) >= _REMEMBERED:
+                self._parsed.clear()
+            self._parsed[name] = self._parse(name)
+        return self._parsed[name]
+
+    def _parse(self, name: str) -> DayFile | None:
         match = self._form.fullmatch(name)
         if match is None:
             return None

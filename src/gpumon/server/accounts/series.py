@@ -122,8 +122,10 @@ def select_series(
         "sum": "sum(weighed / weight)",
     }[wanted.aggregate]
     told = "NULL AS value" if wanted.of_pods else f"{wanted.field().name} AS value"
+    # A GPU is its UUID: nobody else's samples bound what its own stand for.
+    of = "TRUE" if wanted.gpu_uuid is None else "gpu_uuid = $gpu_uuid"
     sql = f"""
-        WITH cell_ticks AS MATERIALIZED ({slices.ticks(windows, told)}),
+        WITH cell_ticks AS MATERIALIZED ({slices.ticks(windows, told, of)}),
         cell_stands AS NOT MATERIALIZED ({slices.STANDS}),
         cell_spans AS MATERIALIZED ({slices.SPANS}),
         spans AS NOT MATERIALIZED (
