@@ -3,7 +3,10 @@
 By hour first, since most questions that need rows need those of minutes: they read a row group or two, not one of
 each GPU. A CSV file is nearly in this order, so that an hour of it is found without reading the others; where an
 hour has more rows than are sorted in memory, its GPUs are dealt out to several passes. What a pass wrote is rolled
-up, and in the end all of them follow one another in one file."""
+up, and in the end all of them follow one another in one file. Measured with 200 GPUs at 10 s: by GPU alone is 8
+bytes a sample smaller (counters are kept as differences, which are large where one GPU follows another), by
+quarters of a day 4, and either takes 1.7 to 2.5 times as long to seal and reads 4 to 14 times as many rows for a
+range's edge."""
 
 from __future__ import annotations
 
