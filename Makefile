@@ -20,7 +20,7 @@ export KIND_EXPERIMENTAL_PROVIDER ?= podman
 endif
 needs = @command -v $(1) >/dev/null || { echo '$(1) is missing; $(2)' >&2; exit 1; }
 
-.PHONY: demo test lint bench bench-attribution chart clean config images images-test kind-up kind-test kind-down e2e
+.PHONY: demo test lint bench bench-storage bench-attribution chart clean config images images-test kind-up kind-test kind-down e2e
 
 $(READY): pyproject.toml constraints.txt src/gpumon/__init__.py
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,12 @@ bench: $(READY)  ## what agent and server cost; takes five minutes
 	$(BIN)/python -m bench.agent_pods
 	$(BIN)/python -m bench.ingest
 	$(BIN)/python -m bench.openloop
+
+bench-storage: $(READY)  ## 51.8 M samples sealed and asked, beside VictoriaMetrics and Prometheus, growth, an hour's soak; takes a day
+	$(BIN)/python -m bench.queries
+	$(BIN)/python -m bench.rivals
+	$(BIN)/python -m bench.growth
+	$(BIN)/python -m bench.soak
 
 bench-attribution: $(READY)  ## whose use it was, against scenes of known truth; writes README's table; two minutes
 	$(BIN)/python -m bench.attribution --write-readme

@@ -56,11 +56,15 @@ class UsageGroup(UsageSums):
     group: dict[str, str | int | None] = Field(description=_KEYS, examples=[{"namespace": "research"}])
     who: str | None = Field(description=_WHO, examples=["pod"])
     utilization_mean: float | None = Field(
-        description="Mean over the time that the group was on a GPU, % of a GPU.", examples=[58.0]
+        description="Mean over the time that the group was on a GPU, % of a GPU: of what is together on one GPU, "
+        "a container, pod, workload or namespace; of a label, or mixed groupings, of each pod by itself.",
+        examples=[58.0],
     )
-    utilization_max: float | None = Field(description="Most in one sample of a GPU, %.", examples=[100.0])
+    utilization_max: float | None = Field(
+        description="Most in one sample of a GPU, %, by the same.", examples=[100.0]
+    )
     memory_gib_peak: float | None = Field(
-        description="Most memory on one GPU in one sample, GiB.", examples=[71.2]
+        description="Most memory on one GPU in one sample, GiB, by the same.", examples=[71.2]
     )
     coverage: float = Field(description=_COVERAGE, examples=[0.9987])
     methods: dict[str, float] = Field(
