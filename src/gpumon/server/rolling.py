@@ -14,7 +14,7 @@ from typing import Final
 
 from gpumon.clock import Now
 from gpumon.server.accounts.hourly import hours_of
-from gpumon.server.accounts.rolling import roll
+from gpumon.server.accounts.rolling import parts_of, roll
 from gpumon.server.database import Rows
 from gpumon.server.store import Store
 from gpumon.server.touched import FINE, HOT, HOUR, Touched
@@ -94,7 +94,8 @@ class Roller:
         store = self._store
         store.look([(due[0] - reach, due[-1] + FINE + reach)])
         store.execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM fine_cells LIMIT 0")
-        roll(self._execute, [(bucket, bucket + FINE) for bucket in due], reach, self._stale_after, "rolling")
+        for part in parts_of(self._execute, [(bucket, bucket + FINE) for bucket in due]):
+            roll(self._execute, part, reach, self._stale_after, "rolling")
         with store.transaction():
             for bucket in due:
                 store.execute("DELETE FROM fine_cells WHERE bucket = ? AND origin = ?", [bucket, HOT])

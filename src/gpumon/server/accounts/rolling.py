@@ -7,7 +7,7 @@ places and users join in at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gpumon.server.accounts import claims, slices
@@ -143,6 +143,10 @@ _ROWS: Final = {
 }
 
 
+MOST_ROWS: Final = 200_000
+"""Of samples and pods' rows, rolled at once: some 1.5 KB each."""
+
+
 def roll(
     execute: Execute,
     buckets: Sequence[Run],
@@ -165,6 +169,30 @@ def roll(
         if kind in kinds:
             insert = f"INSERT INTO {into} BY NAME {sql}"
             execute(insert, slices.bound_values(insert, values))
+
+
+def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
+    """Adjacent fine buckets, in as few parts as memory allows to roll at once."""
+    counted: dict[datetime, int] = {}
+    for table in ("samples", "pod_usage"):
+        for bucket, rows in execute(
+            f"""
+            SELECT time_bucket(INTERVAL 5 MINUTES, sampled_at), count(*) FROM {table}
+            WHERE sampled_at >= $of AND sampled_at < $to GROUP BY ALL""",
+            {"of": buckets[0][0], "to": buckets[-1][1]},
+        ):
+            counted[bucket] = counted.get(bucket, 0) + rows
+    part: list[Run] = []
+    size = 0
+    for bucket in buckets:
+        rows = counted.get(bucket[0], 0)
+        if part and size + rows > MOST_ROWS:
+            yield part
+            part, size = [], 0
+        part.append(bucket)
+        size += rows
+    if part:
+        yield part
 
 
 def prepare(

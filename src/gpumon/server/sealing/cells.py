@@ -6,7 +6,7 @@ Beside the day's sealed rows there are, in the folder that it writes to, `other_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -15,15 +15,13 @@ import msgspec
 
 from gpumon.server.accounts.cells import CELL_ORDER, CREATE_CELLS
 from gpumon.server.accounts.hourly import hours_of, whole_of
-from gpumon.server.accounts.rolling import roll
+from gpumon.server.accounts.rolling import parts_of, roll
 from gpumon.server.database import Database, Rows
 from gpumon.server.manifest import MANIFEST, CellsManifest, outputs_of
 from gpumon.server.relations import SEALABLE, quoted
 from gpumon.server.touched import FINE, HOUR
 
 _FILE: Final = 2**40
-_ROWS: Final = 200_000
-"""Of samples and pods' rows, worked on at once."""
 Run = tuple[datetime, datetime]
 
 
@@ -76,29 +74,6 @@ def _within(begin: datetime, end: datetime, length: timedelta) -> list[Run]:
     return [(first + number * length, first + (number + 1) * length) for number in range((end - first) // length)]
 
 
-def _parts(database: Database, buckets: list[Run]) -> Iterator[list[Run]]:
-    """The buckets in as few parts as memory allows."""
-    counted: dict[datetime, int] = dict(
-        database.execute(
-            f"""
-            SELECT time_bucket(INTERVAL 5 MINUTES, sampled_at), count(*)
-            FROM ({" UNION ALL ".join(f"SELECT sampled_at FROM {table.name}" for table in SEALABLE)}) GROUP BY
-            ALL"""
-        )
-    )
-    part: list[Run] = []
-    rows = 0
-    for bucket in buckets:
-        of_bucket = counted.get(bucket[0], 0)
-        if part and rows + of_bucket > _ROWS:
-            yield part
-            part, rows = [], 0
-        part.append(bucket)
-        rows += of_bucket
-    if part:
-        yield part
-
-
 def _make(database: Database, job: CellsJob, folder: Path) -> None:
     def execute(sql: str, parameters: Mapping[str, Any] | None = None) -> Rows:
         return database.execute(sql, parameters or ())
@@ -113,7 +88,7 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
     for name in ("fine", "hours", "days"):
         execute(f"CREATE TABLE {name} {CREATE_CELLS}")
     buckets, hours = runs_within(job.begin, job.end)
-    for part in _parts(database, buckets):
+    for part in parts_of(execute, buckets):
         roll(execute, part, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
     if hours:
         whole = (hours[0][0], hours[-1][1])
