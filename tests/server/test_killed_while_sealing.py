@@ -68,7 +68,7 @@ def test_after_kill_9_while_sealing_every_acknowledged_row_is_there_once(tmp_pat
     )
     wanted: Counter[float] = Counter()
     sealed = tmp_path / ".gpumon" / "sealed"
-    for number in range(1, int(os.environ.get("GPUMON_TEST_KILLS", "4")) + 1):
+    for number in range(1, int(os.environ.get("GPUMON_TEST_KILLS", "3")) + 1):
         server.start()
         batch = batch_of(number, chance)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:

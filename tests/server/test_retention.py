@@ -95,6 +95,9 @@ class NothingSealed:
     def rows_of(self, _: date) -> None:
         return None
 
+    def awaits_accounts(self, _: date) -> bool:
+        return False
+
     def drop_rows(self, day: date) -> None:
         raise AssertionError(day)
 

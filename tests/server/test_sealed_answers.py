@@ -153,7 +153,7 @@ def samples_of(chance: random.Random, begin: datetime, end: datetime) -> list[di
 def ranges_of(chance: random.Random, begin: datetime, end: datetime) -> list[dict[str, str]]:
     span = (end - begin).total_seconds()
     listed = [{"start": begin.isoformat(), "end": end.isoformat()}]
-    for length in (span / 2, 7200, 60):
+    for length in (span / 2, 60):
         first = begin + timedelta(seconds=chance.uniform(0, span - length))
         listed.append({"start": to_wire(first), "end": to_wire(first + timedelta(seconds=length))})
     return listed

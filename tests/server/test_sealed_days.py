@@ -143,6 +143,19 @@ def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
         assert answers(client) == before
 
 
+def test_retention_waits_a_day_for_the_accounts_of_a_day_that_is_being_sealed(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=rows()).status_code == 200
+        engine.catchup.refresh()
+        engine._sealer.seal_rows(DAYS[0], NEVER)
+        engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+        engine.tidy_now()
+        assert list(tmp_path.glob("gpu_metrics_20261120.csv"))
+        engine._sealer.seal_cells(DAYS[0], NEVER)
+        engine.tidy_now()
+        assert not list(tmp_path.glob("gpu_metrics_20261120.csv"))
+
+
 def test_a_deletion_that_a_kill_interrupted_is_ended_at_the_next_start(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         filled(client, engine)

@@ -85,6 +85,14 @@ class Database:
             raise DatabaseError(error) from error
         return cls(connection)
 
+    def beside(self) -> Database:
+        """A further connection, for work that takes long: it has its own transactions and temporary tables. Raises
+        DatabaseError."""
+        try:
+            return Database(self._connection.cursor())
+        except duckdb.Error as error:
+            raise DatabaseError(error) from error
+
     def close(self) -> None:
         """Closes it. Readings under way fail."""
         self._connection.close()

@@ -50,6 +50,9 @@ class Sealed(Protocol):
     def rows_of(self, day: date) -> list[Path] | None:
         """The files with the rows of a day that is sealed together with its rollups; None of any other."""
 
+    def awaits_accounts(self, day: date) -> bool:
+        """Whether a day is being sealed, so that its rollups are still to come."""
+
     def drop_rows(self, day: date) -> None:
         """The rows of such a day are about to be deleted."""
 
@@ -79,7 +82,10 @@ def tidy(
     files = _day_files(folder, names)
     for day, group in groupby(files, key=lambda file: file[0].day):
         of_day, age = list(group), (today - day).days
-        if policy.keep_days and age > policy.keep_days:
+        expired = policy.keep_days and age > policy.keep_days
+        if expired and age == policy.keep_days + 1 and sealed.awaits_accounts(day):
+            continue  # but no longer than a day: what can't be sealed must go, too
+        if expired:
             with moving:
                 exclusively(partial(_delete_day, csvlog, day, of_day, sealed, "older than data_retention_days"))
         elif policy.compress_after_days is not None and age >= policy.compress_after_days:

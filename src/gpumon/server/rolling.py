@@ -7,7 +7,7 @@ speed."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -56,9 +56,7 @@ class Roller:
         for hour in self._touched.hours:
             if stopping() or hour >= self._last():
                 break
-            if self._awaited(hour):
-                continue
-            with self._exclusively():
+            if not self._awaited(hour):
                 rolled += self._roll_hour(hour, QUIET_SECONDS if patient else 0.0)
         return rolled
 
@@ -71,36 +69,57 @@ class Roller:
         over = hour + HOUR <= last
         if over and self._touched.quiet_seconds(hour) < quiet_seconds:
             return 0
-        there: dict[datetime, str] = dict(
-            self._store.execute(
-                "SELECT bucket, origin FROM rolled WHERE level = 'fine' AND bucket >= ? AND bucket < ?",
-                [hour, hour + HOUR],
-            )
-        )
         buckets = [hour + number * FINE for number in range(_BUCKETS)]
+        there = self._origins(hour)
         due = [bucket for bucket in buckets if bucket not in there and bucket + FINE <= last]
-        if due:
-            self._roll(due)
+        if due and not self._roll(due):
+            return 0
         if over:
-            origins = {*there.values(), *([HOT] if due else [])}
-            with self._store.transaction():
-                if origins == {HOT}:
+            with self._exclusively(), self._store.transaction():
+                there = self._origins(hour)
+                if len(there) == _BUCKETS and set(there.values()) == {HOT}:
                     self._make_hour(hour)
-                self._touched.done([hour])
+                if len(there) == _BUCKETS:
+                    self._touched.done([hour])
         return len(due)
 
-    def _roll(self, due: Sequence[datetime]) -> None:
-        reach = self._touched.reach
-        store = self._store
-        store.look([(due[0] - reach, due[-1] + FINE + reach)])
-        store.execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM fine_cells LIMIT 0")
-        for part in parts_of(self._execute, [(bucket, bucket + FINE) for bucket in due]):
-            roll(self._execute, part, reach, self._stale_after, "rolling")
-        with store.transaction():
-            for bucket in due:
-                store.execute("DELETE FROM fine_cells WHERE bucket = ? AND origin = ?", [bucket, HOT])
-                store.execute("INSERT INTO rolled VALUES (?, ?, 'fine', ?)", [bucket, bucket + FINE, HOT])
-            store.execute("INSERT INTO fine_cells SELECT *, ? FROM rolling", [HOT])
+    def _origins(self, hour: datetime) -> dict[datetime, str]:
+        with self._exclusively():
+            return dict(
+                self._store.execute(
+                    "SELECT bucket, origin FROM rolled WHERE level = 'fine' AND bucket >= ? AND bucket < ?",
+                    [hour, hour + HOUR],
+                )
+            )
+
+    def _roll(self, due: Sequence[datetime]) -> bool:
+        """Rolls buckets on a connection of its own, so that nobody waits for it; False when rows came meanwhile
+        that it does not know."""
+        store, touched = self._store, self._touched
+        with self._exclusively():
+            beside = store.beside()
+            moves, reach = touched.moves, touched.reach
+            beside.execute("BEGIN")
+            store.look([(due[0] - reach, due[-1] + FINE + reach)], on=beside)  # the snapshot is of now
+        try:
+
+            def execute(sql: str, parameters: Mapping[str, object] | None = None) -> Rows:
+                return beside.execute(sql, parameters or ())
+
+            execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM fine_cells LIMIT 0")
+            for part in parts_of(execute, [(bucket, bucket + FINE) for bucket in due]):
+                roll(execute, part, reach, self._stale_after, "rolling")
+            with self._exclusively():
+                if touched.since(moves, due[0], due[-1] + FINE) or touched.reach != reach:
+                    return False
+                for bucket in due:
+                    beside.execute("DELETE FROM fine_cells WHERE bucket = ? AND origin = ?", [bucket, HOT])
+                    beside.execute("INSERT INTO rolled VALUES (?, ?, 'fine', ?)", [bucket, bucket + FINE, HOT])
+                beside.execute("INSERT INTO fine_cells SELECT *, ? FROM rolling", [HOT])
+                beside.execute("COMMIT")
+        finally:
+            beside.close()
+        return True
 
     def _make_hour(self, hour: datetime) -> None:
         store = self._store

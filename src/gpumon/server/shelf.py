@@ -245,6 +245,10 @@ class Shelf:
             return None
         return [self.folders[day] / name for name in manifest.RAW_ROWS]
 
+    def awaits_accounts(self, day: date) -> bool:
+        """Whether a day is being sealed, so that its rollups are still to come."""
+        return day in self.deferred or day in self.without_cells()
+
     def drop_rows(self, day: date) -> None:
         """The rows of such a day are about to be deleted with its CSV files: its rollups stay. A server that is
         killed meanwhile ends it at its next start. Raises DatabaseError or OSError."""

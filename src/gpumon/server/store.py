@@ -169,11 +169,18 @@ class Store:
             raise DatabaseError.closed()
         return self._database.transaction()
 
-    def look(self, windows: Sequence[Window], without: Path | None = None) -> None:
-        """Makes the relations `samples` and `pod_usage` of the writing connection, without those that are sealed
-        in a folder. Raises DatabaseError."""
-        for statement in views([raw for raw in _sealed(self.execute(_RAW)) if raw.folder != without], windows):
-            self.execute(statement)
+    def beside(self) -> Database:
+        """A further connection, for work that takes long. Raises DatabaseError."""
+        if self._database is None:
+            raise DatabaseError.closed()
+        return self._database.beside()
+
+    def look(self, windows: Sequence[Window], without: Path | None = None, on: Database | None = None) -> None:
+        """Makes the relations `samples` and `pod_usage` of the writing connection, or of one beside it, without
+        those that are sealed in a folder. Raises DatabaseError."""
+        execute = self.execute if on is None else on.execute
+        for statement in views([raw for raw in _sealed(execute(_RAW)) if raw.folder != without], windows):
+            execute(statement)
 
     def note_latest(self, arrived: str) -> None:
         """Takes the newest rows of a table into `live.latest`; of two of the same instant the later."""

@@ -70,7 +70,7 @@ class Touched:
 
     def since(self, moves: int, of: datetime, to: datetime) -> bool:
         """Whether something in [of, to) was touched since then."""
-        return any(move > moves and of <= hour < to for move, hour in self._log)
+        return any(move > moves and of <= bucket < to for move, bucket in self._log)
 
     def quiet_seconds(self, hour: datetime) -> float:
         """How long ago an hour was touched last, in seconds."""
@@ -115,7 +115,7 @@ class Touched:
             return
         hours = {_floor(bucket, HOUR) for bucket in buckets}
         self._moves += 1
-        self._log += [(self._moves, hour) for hour in hours]
+        self._log += [(self._moves, bucket) for bucket in buckets]
         del self._log[:-_REMEMBERED]
         self._at |= dict.fromkeys(hours, time.monotonic())
         for hour in sorted(hours - self._hours):
