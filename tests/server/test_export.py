@@ -201,7 +201,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield client
 
 
-ROWS = 400_000
+ROWS = 150_000
 COUNTERS: dict[str, Callable[[Iterator[bytes]], int]] = {
     "csv": lambda blocks: sum(block.count(b"\n") for block in blocks) - 1,
     "arrow": lambda blocks: len(na.Array(ipc.InputStream.from_readable(io.BytesIO(b"".join(blocks))))),
