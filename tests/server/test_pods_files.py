@@ -66,7 +66,7 @@ def test_files_of_others_with_our_names_are_neither_written_nor_compressed_nor_d
     for name, header in ((f"pods_{DAY}.001.csv", LABEL_HEADER), (f"pod_usage_{DAY}.001.csv", POD_HEADER)):
         text = (tmp_path / name).read_text().splitlines()
         assert (text[0], len(text)) == (header, 3)
-    assert in_sql(tmp_path, "SELECT count(*) FROM pod_usage UNION ALL SELECT count(*) FROM pod_labels") == [
+    assert in_sql(tmp_path, "SELECT count(*) FROM hot_pod_usage UNION ALL SELECT count(*) FROM pod_labels") == [
         (2,),
         (2,),
     ]
@@ -97,7 +97,7 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 def test_retention_takes_all_files_of_a_day_with_their_rows(tmp_path: Path) -> None:
     three_days(tmp_path)
     assert tidied(tmp_path, NOON, data_retention_days=1) == of_days(23, 24)
-    for table in ("samples", "pod_usage", "pod_labels"):
+    for table in ("hot_samples", "hot_pod_usage", "pod_labels"):
         assert in_sql(tmp_path, f"SELECT DISTINCT day(timestamp) FROM {table} ORDER BY 1") == [(23,), (24,)]
 
 
@@ -125,7 +125,7 @@ def test_files_of_pods_are_compressed_too_and_late_rows_get_a_part(tmp_path: Pat
     post(tmp_path, labelled("23 11", team="a"))
     assert (tmp_path / "pod_usage_20261123.001.csv").exists()
     assert (tmp_path / "pods_20261123.001.csv").exists()
-    for table, rows in (("samples", 4), ("pod_usage", 4), ("pod_labels", 4)):
+    for table, rows in (("hot_samples", 4), ("hot_pod_usage", 4), ("pod_labels", 4)):
         assert in_sql(tmp_path, f"SELECT count(*) FROM {table}") == [(rows,)]
 
 
@@ -136,7 +136,7 @@ def test_a_compression_of_a_file_of_pods_that_was_killed_is_finished(tmp_path: P
     path.unlink()
     post(tmp_path, sample())
     assert path.with_name(path.name + ".gz").exists()
-    assert in_sql(tmp_path, "SELECT count(*) FROM pod_usage") == [(3,)]
+    assert in_sql(tmp_path, "SELECT count(*) FROM hot_pod_usage") == [(3,)]
 
 
 def test_files_that_are_dropped_in_edited_or_taken_away_are_noticed(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_files_that_are_dropped_in_edited_or_taken_away_are_noticed(tmp_path: Pa
         "pod,gpu_id,timestamp,client_name,held,rack\nby-hand,3,2026-11-02 10:00:00,n,yes,7\n"
     )
     post(tmp_path, sample())
-    assert in_sql(tmp_path, "SELECT file, pod, held FROM pod_usage ORDER BY file") == [
+    assert in_sql(tmp_path, "SELECT file, pod, held FROM hot_pod_usage ORDER BY file") == [
         ("pod_usage_20261101.csv", "train-0", True),
         ("pod_usage_20261102.csv", "by-hand", True),
         ("pod_usage_20261123.csv", "train-0", True),
@@ -172,7 +172,7 @@ def test_a_damaged_line_is_left_out_and_counted_and_the_others_are_served(tmp_pa
         (tmp_path / name).write_bytes(whole[0] + damage + whole[1])
     with serving(settings_for(tmp_path)) as client:
         assert "gpumon_server_csv_lines_damaged_total 2.0" in client.get("/metrics").text
-    assert in_sql(tmp_path, "SELECT count(*) FROM pod_usage UNION ALL SELECT count(*) FROM pod_labels") == [
+    assert in_sql(tmp_path, "SELECT count(*) FROM hot_pod_usage UNION ALL SELECT count(*) FROM pod_labels") == [
         (3,),
         (3,),
     ]
@@ -185,7 +185,7 @@ def test_a_cell_that_is_neither_true_nor_false_is_absent_and_its_row_stays(tmp_p
         + "".join(f"2026-11-01 10:00:00,{n},n,{c}\n" for n, c in enumerate(cells))
     )
     post(tmp_path, sample())
-    assert in_sql(tmp_path, "SELECT held FROM pod_usage ORDER BY gpu_id") == [
+    assert in_sql(tmp_path, "SELECT held FROM hot_pod_usage ORDER BY gpu_id") == [
         (True,), (False,), (None,), (None,), (True,), (False,),
     ]  # fmt: skip
 
@@ -204,4 +204,4 @@ def test_a_prefix_that_is_a_pattern_or_close_to_another_is_taken_as_it_is(tmp_pa
             f"pod_usage_{DAY}.csv",
             f"pods_{DAY}.csv",
         }
-        assert in_sql(tmp_path / prefix, "SELECT count(*) FROM samples") == [(1,)]
+        assert in_sql(tmp_path / prefix, "SELECT count(*) FROM hot_samples") == [(1,)]
