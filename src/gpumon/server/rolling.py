@@ -72,7 +72,7 @@ class Roller:
         buckets = [hour + number * FINE for number in range(_BUCKETS)]
         there = self._origins(hour)
         due = [bucket for bucket in buckets if bucket not in there and bucket + FINE <= last]
-        if due and not self._roll(due):
+        if due and not self._roll(hour, due):
             return 0
         if over:
             with self._exclusively(), self._store.transaction():
@@ -92,9 +92,9 @@ class Roller:
                 )
             )
 
-    def _roll(self, due: Sequence[datetime]) -> bool:
-        """Rolls buckets on a connection of its own, so that nobody waits for it; False when rows came meanwhile
-        that it does not know."""
+    def _roll(self, hour: datetime, due: Sequence[datetime]) -> bool:
+        """Rolls buckets of an hour on a connection of its own, so that nobody waits for it; False when meanwhile
+        rows came that it does not know, or their day was sealed."""
         store, touched = self._store, self._touched
         with self._exclusively():
             beside = store.beside()
@@ -111,6 +111,8 @@ class Roller:
                 roll(execute, part, reach, self._stale_after, "rolling")
             with self._exclusively():
                 if touched.since(moves, due[0], due[-1] + FINE) or touched.reach != reach:
+                    return False
+                if self._origins(hour).keys() & set(due):
                     return False
                 for bucket in due:
                     beside.execute("DELETE FROM fine_cells WHERE bucket = ? AND origin = ?", [bucket, HOT])
