@@ -110,8 +110,10 @@ class Sealer:
         return self._now() - over >= _OVER and day not in self._not_before
 
     def awaited(self, hour: datetime) -> bool:
-        """Whether the cells of an hour (naive UTC) are to come with those of its day."""
-        return any(of <= hour < to for of, to in map(self._shelf.bounds, self._shelf.without_cells()))
+        """Whether the cells of an hour (naive UTC) are to come with those of its day. Of a day that has some, which
+        late rows spoiled, that may be a while."""
+        days = [day for day in self._shelf.without_cells() if day not in self._shelf.spoiled]
+        return any(of <= hour < to for of, to in map(self._shelf.bounds, days))
 
     def _check(self, stopping: threading.Event) -> None:
         """Reads all that is sealed and compares checksums: at the start, once a day, and when a query failed on a
@@ -234,8 +236,16 @@ class Sealer:
                 day
                 for day in self._shelf.without_cells()
                 if not {day - _DAY, day, day + _DAY} & waiting
+                and (day not in self._shelf.spoiled or self._is_quiet_again(day))
                 and now >= self._shelf.bounds(day)[1] + self._touched.reach
             ]
+
+    def _is_quiet_again(self, day: date) -> bool:
+        """Whether no late rows came for a while: each would spoil what is made."""
+        begin, end = self._shelf.bounds(day)
+        hours = [begin + number * HOUR for number in range(-1, (end - begin) // HOUR + 2)]
+        quiet = (self._touched.quiet_seconds(hour.replace(minute=0)) for hour in hours)
+        return min(quiet) >= self._seal_after.total_seconds()
 
     def seal_cells(self, day: date, stopping: threading.Event) -> str:
         """Seals the accounts of a day whose rows are sealed; says what came of it. Raises as `seal_rows` does."""
