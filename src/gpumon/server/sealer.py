@@ -110,8 +110,8 @@ class Sealer:
         return self._now() - over >= _OVER and day not in self._not_before
 
     def awaited(self, hour: datetime) -> bool:
-        """Whether the cells of an hour (naive UTC) are to come with those of its day. Of a day that has some, which
-        late rows spoiled, that may be a while."""
+        """Whether the cells of an hour (naive UTC) are to come with those of its day. Of a day that has some,
+        which late rows spoiled, that may be a while."""
         days = [day for day in self._shelf.without_cells() if day not in self._shelf.spoiled]
         return any(of <= hour < to for of, to in map(self._shelf.bounds, days))
 
