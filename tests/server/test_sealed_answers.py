@@ -69,8 +69,8 @@ class Client:
 
 
 @contextmanager
-def served(folder: Path, zone: str, now: datetime, *, derived: bool = True) -> Iterator[tuple[Client, Engine]]:
-    """A server whose days are sealed when the test says so; without anything `derived`, it has the CSV alone."""
+def served(folder: Path, zone: str, now: datetime) -> Iterator[tuple[Client, Engine]]:
+    """A server whose days are sealed and rolled up when the test says so; until then it has the CSV alone."""
     settings = settings_for(
         folder,
         server={"timezone": zone},
@@ -81,8 +81,7 @@ def served(folder: Path, zone: str, now: datetime, *, derived: bool = True) -> I
     )
     app = create_app(settings, lambda: now)
     engine: Engine = app.state.gpumon.engine
-    if not derived:
-        engine._roller.roll_due = lambda *_, **__: 0  # type: ignore[method-assign]
+    engine._roll_due = lambda _: None  # type: ignore[method-assign]
     engine.open()
     try:
         yield Client(app), engine
@@ -277,7 +276,7 @@ def test_every_answer_equals_that_of_the_csv_alone(tmp_path: Path, zone: str) ->
     alone.mkdir()
     for path in folder.glob("*.csv*"):
         shutil.copy(path, alone)
-    with served(alone, zone, now, derived=False) as (client, _):
+    with served(alone, zone, now) as (client, _):
         chance.setstate(asked)
         wanted = everything(client, chance, first, begin, end)
     assert not list(differences(found, wanted))
