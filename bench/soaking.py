@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -72,14 +71,13 @@ def plan_of(**words: Any) -> Plan:
 
 def serve(plan: Plan) -> None:
     """The server's process: what `gpumon server` does, with the fast clock."""
-    from gpumon.server import serve as product
+    from gpumon.server.serve import ServerProcess
     from gpumon.server.settings import ENVIRONMENT_PREFIX, ServerSettings
     from gpumon.starting import logging_as, on_signal, read_settings
 
     settings, notes = read_settings(ServerSettings, Path(os.devnull), Path(os.devnull), ENVIRONMENT_PREFIX)
-    product.create_app = partial(product.create_app, now=plan.now)  # type: ignore[assignment]
     with logging_as(settings.logging, settings.logging.log_level, notes):
-        server = product.ServerProcess(settings)
+        server = ServerProcess(settings, plan.now)
         on_signal(server.stop)
         server.run()
 

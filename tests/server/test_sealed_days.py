@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from gpumon.server import arrivals as arrivals_module
 from gpumon.server import catchup as catchup_module
 from gpumon.server import manifest
+from gpumon.server import rolling as rolling_module
 from gpumon.server.engine import Engine
 from tests.samples import full_sample, pod
 from tests.server.test_sealed_answers import NEVER, Client, served
@@ -209,6 +211,44 @@ def test_a_large_day_that_is_over_is_sealed_without_having_been_loaded(
         assert client.get("/ready").status_code == 200
         assert answers(client) == before
         assert not engine._shelf.without_cells()
+
+
+def test_an_hour_is_not_rolled_up_where_its_day_is_sealed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=rows()).status_code == 200
+        before = answers(client)
+        roll, calls = rolling_module.roll, []
+
+        def sealed_in_between(*given: Any) -> None:
+            if not calls:
+                calls.append(given)
+                sealed(engine)
+            roll(*given)
+
+        monkeypatch.setattr(rolling_module, "roll", sealed_in_between)
+        engine._roller.roll_due(NEVER.is_set, patient=False)
+        store = engine._sealer._store
+        assert calls
+        assert store.execute("SELECT bucket, level FROM rolled GROUP BY ALL HAVING count(*) > 1") == []
+        assert store.execute("SELECT count(*) FROM fine_cells WHERE bucket < '2026-11-22'") == [(0,)]
+        assert answers(client) == before
+
+
+def test_the_rollup_by_hour_stays_small_however_often_rows_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals_module, "_FEW_READINGS", 20)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._arrivals._readings_wanted = 20
+        for row in rows()[:100]:
+            assert client.post("/api/receive-data", json=row).status_code == 200
+            engine.catchup.refresh()
+        counted = engine._sealer._store.execute("SELECT count(*), sum(rows) FROM readings")[0]
+        assert counted[0] <= 17 + 20 + 1  # hours, and what has come since
+        assert counted[1] == 100
+        assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 100
 
 
 def test_rebuild_makes_all_anew_and_tells_what_it_found(tmp_path: Path) -> None:

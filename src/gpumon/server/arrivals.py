@@ -12,18 +12,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from gpumon.server.damage import set_aside
 from gpumon.server.days import DayFile
 from gpumon.server.loading import copy_lines, load_piece, read_header
-from gpumon.server.readings import COLUMNS, readings_of
+from gpumon.server.readings import COLUMNS, added_up, readings_of
 from gpumon.server.relations import SEALABLE, hot
+from gpumon.server.sealedtables import Known, note_file
 from gpumon.server.store import Store
 from gpumon.server.tables import SAMPLES
 from gpumon.server.touched import Touched
 
 log = logging.getLogger(__name__)
+
+_FEW_READINGS: Final = 20_000
+"""Rows that may be added to the rollup before it is put together; more when it is larger than that by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Arrivals:
         self._touched = touched
         self._piece = folder / ".gpumon" / "piece.csv"
         self._quarantine = folder / ".gpumon" / "quarantine"
+        self._readings = 0
+        self._readings_wanted = _FEW_READINGS
         self.damaged: Counter[str] = Counter()
 
     def clean(self) -> None:
@@ -100,16 +107,14 @@ class Arrivals:
             self._store.execute(f"INSERT INTO {hot(table)} SELECT * FROM {arriving}")
             if table is SAMPLES:
                 columns = ", ".join(COLUMNS)
-                self._store.execute(
+                self._readings += self._store.execute(
                     f"INSERT INTO readings ({columns}, file) SELECT *, ? FROM ({readings_of(arriving)})",
                     [stretch.name],
-                )
+                )[0][0]
             if table in SEALABLE and not known:
                 self._touched.by(arriving, of_samples=table is SAMPLES)
-            self._store.execute("DELETE FROM files WHERE name = ?", [stretch.name])
-            self._store.execute(
-                "INSERT INTO files VALUES (?, ?, ?, ?, ?)",
-                [stretch.name, stretch.end, stretch.mtime_ns, stretch.lines, stretch.sealed],
+            note_file(
+                self._store, stretch.name, Known(stretch.end, stretch.mtime_ns, stretch.lines, stretch.sealed)
             )
 
     def after(self, stretches: Sequence[Stretch]) -> None:
@@ -118,3 +123,16 @@ class Arrivals:
             if stretch.day_file.table is SAMPLES:
                 self._store.note_latest(f"arriving_{number}")
             self._store.execute(f"DROP TABLE arriving_{number}")
+        if self._readings > self._readings_wanted:
+            self._add_readings_up()
+
+    def _add_readings_up(self) -> None:
+        """Each load adds a row for each GPU, in a day as many as there are samples: they become one for each hour
+        again. What was sealed is so already; its `file` is a day."""
+        store, hot_ones = self._store, "FROM readings WHERE contains(file, '.')"
+        with store.transaction():
+            store.execute(f"CREATE OR REPLACE TEMP TABLE together AS {added_up(f'({hot_ones})')}")
+            store.execute(f"DELETE {hot_ones}")
+            (rows,) = store.execute("INSERT INTO readings BY NAME FROM together")[0]
+        store.execute("DROP TABLE together")
+        self._readings, self._readings_wanted = 0, max(_FEW_READINGS, rows)

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from gpumon.server.accounts.cells import FINE, HOUR
 from gpumon.server.accounts.desk import Coverage, Run
 from gpumon.server.database import Reading, Rows
 from gpumon.server.queries import Query
 from gpumon.server.readings import PLACE
 from gpumon.server.relations import Window, quoted
 from gpumon.server.store import Store
-from gpumon.server.touched import FINE, HOT, HOUR, Touched
+from gpumon.server.touched import HOT, Touched
 
 _SHORT: Final = timedelta(days=3)
 NOTHING: Final[Mapping[str, Any]] = {}

@@ -13,7 +13,6 @@ folders of a kind the one of the larger number counts."""
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 import zlib
@@ -25,7 +24,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from gpumon.server.disk import replace_file, sync_folder
+from gpumon.server.disk import replace_file, sync_file, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def publish(folder: Path, manifest: RawManifest | CellsManifest) -> Path:
     """Ends what `new_folder` began: all is on disk, and has its name. Gives the folder as it is called then."""
     for path in folder.glob("*.parquet"):
         with path.open("rb+") as file:
-            _sync(file.fileno())
+            sync_file(file)
     replace_file(folder / MANIFEST, msgspec.json.encode(manifest))
     target = folder.with_suffix("")
     folder.replace(target)
@@ -251,7 +250,3 @@ def _crc32(path: Path) -> int:
         while block := file.read(_BLOCK):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _sync(descriptor: int) -> None:
-    os.fsync(descriptor)

@@ -66,9 +66,10 @@ def levels_of(readings: str) -> str:
 
 
 def added_up(readings: str) -> str:
-    """SQL for rows of the rollup that say the same as those of a relation, which may say it in several."""
+    """SQL for rows of the rollup, by file, that say the same as those of a relation, which may say it in
+    several."""
     return f"""
         SELECT {", ".join(PLACE)}, day, hour, utc_hour, CAST(sum(rows) AS BIGINT) AS rows, sum(total) AS total,
                CAST(sum(readings) AS BIGINT) AS readings, min(low) AS low, max(high) AS high,
-               bit_or(minutes) AS minutes, min(first_at) AS first_at, max(last_at) AS last_at
-        FROM {readings} GROUP BY {", ".join(PLACE)}, day, hour, utc_hour"""
+               bit_or(minutes) AS minutes, min(first_at) AS first_at, max(last_at) AS last_at, file
+        FROM {readings} GROUP BY {", ".join(PLACE)}, day, hour, utc_hour, file"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -13,45 +13,43 @@ from gpumon import clock
 from gpumon.errors import StorageError
 from gpumon.server import manifest
 from gpumon.server.days import FileNames
-from gpumon.server.engine import Engine
+from gpumon.server.engine import Contents, Engine
 from gpumon.server.settings import ServerSettings
 from gpumon.server.store import discard
 
 Tell = Callable[[str], None]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What was found and made. `files` and `bytes` of CSV; `sealed_bytes` of what was made of them, `days` sealed;
-    `kept_days` are those of which only rollups are left, and stay."""
+    """What was found and made: `files` and `bytes` of CSV, what the store has of them, `sealed_bytes` of
+    Parquet."""
 
-    files: int = 0
-    bytes: int = 0
-    rows: dict[str, int] = field(default_factory=dict)
-    damaged_lines: int = 0
-    unreadable: list[str] = field(default_factory=list)
-    days: int = 0
-    kept_days: int = 0
-    sealed_bytes: int = 0
-    seconds: float = 0.0
+    files: int
+    bytes: int
+    has: Contents
+    sealed_bytes: int
+    seconds: float
 
     @property
     def ok(self) -> bool:
         """Whether every file could be read, and every line."""
-        return not self.damaged_lines and not self.unreadable
+        return not self.has.damaged_lines and not self.has.unreadable
 
     def text(self) -> str:
         """The report for people."""
-        rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
+        rows = ", ".join(f"{count:,} {name}" for name, count in self.has.rows.items())
         lines = [
             f"{self.files} CSV files, {self.bytes / 1e6:,.1f} MB: {rows or 'no rows'}",
-            f"{self.days} days sealed, {self.sealed_bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s",
+            f"{self.has.days} days sealed, {self.sealed_bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s",
         ]
-        if self.kept_days:
-            lines.append(f"{self.kept_days} days of which only the rollups are left were kept as they are")
-        if self.damaged_lines:
-            lines.append(f"{self.damaged_lines} damaged lines were left out: see .gpumon/quarantine/*.damaged.csv")
-        lines += [f"could not be read, and is left out: {reason}" for reason in self.unreadable]
+        if self.has.kept_days:
+            lines.append(f"{self.has.kept_days} days of which only the rollups are left were kept as they are")
+        if self.has.damaged_lines:
+            lines.append(
+                f"{self.has.damaged_lines} damaged lines were left out: see .gpumon/quarantine/*.damaged.csv"
+            )
+        lines += [f"could not be read, and is left out: {reason}" for reason in self.has.unreadable]
         return "\n".join(lines)
 
 
@@ -74,18 +72,13 @@ def rebuild(settings: ServerSettings, tell: Tell, now: clock.Now = clock.now) ->
         has = engine.contents()
     finally:
         engine.close()
-    report = Report(
-        rows=has.rows,
-        damaged_lines=has.damaged_lines,
-        unreadable=has.unreadable,
-        days=has.days,
-        kept_days=has.kept_days,
+    names = FileNames(settings.storage.csv_filename_prefix)
+    sizes = [path.stat().st_size for path in folder.iterdir() if names.parse(path.name) is not None]
+    sealed = (folder / ".gpumon" / "sealed").rglob("*.parquet")
+    return Report(
+        files=len(sizes),
+        bytes=sum(sizes),
+        has=has,
+        sealed_bytes=sum(path.stat().st_size for path in sealed),
         seconds=time.monotonic() - began,
     )
-    names = FileNames(settings.storage.csv_filename_prefix)
-    for path in folder.iterdir():
-        if names.parse(path.name) is not None:
-            report.files += 1
-            report.bytes += path.stat().st_size
-    report.sealed_bytes = sum(path.stat().st_size for path in (folder / ".gpumon" / "sealed").rglob("*.parquet"))
-    return report

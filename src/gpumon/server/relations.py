@@ -21,8 +21,6 @@ SEALABLE: Final = (SAMPLES, POD_USAGE)
 Window = tuple[datetime, datetime]
 """From when to when, both included, naive UTC."""
 
-ALWAYS: Final[Sequence[Window]] = ((datetime.min, datetime.max),)
-
 _HOT = 2**61
 _FILE = 2**40
 
@@ -53,13 +51,18 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def sealed_rows(table: Table, files: Iterable[Path]) -> str:
+    """SQL for the rows of sealed files, of which those of a later file came later."""
+    listed = ", ".join(quoted(str(file)) for file in files)
+    return (
+        f"SELECT {', '.join(table.columns)}, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
+        f"FROM read_parquet([{listed}])"
+    )
+
+
 def _view(table: Table, folders: Sequence[Path]) -> str:
     columns = ", ".join(table.columns)
     sources = [f"SELECT {columns}, rowid + {_HOT} AS row_id FROM hot_{table.name}"]
     if folders:
-        files = ", ".join(quoted(str(folder / f"{table.name}.parquet")) for folder in folders)
-        sources.append(
-            f"SELECT {columns}, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
-            f"FROM read_parquet([{files}])"
-        )
+        sources.append(sealed_rows(table, [folder / f"{table.name}.parquet" for folder in folders]))
     return f"CREATE OR REPLACE TEMP VIEW {table.name} AS {' UNION ALL '.join(sources)}"

@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from gpumon.clock import Now
+from gpumon.server.accounts.cells import FINE, HOUR
 from gpumon.server.accounts.hourly import hours_of
 from gpumon.server.accounts.rolling import parts_of, roll
 from gpumon.server.database import Rows
 from gpumon.server.store import Store
-from gpumon.server.touched import FINE, HOT, HOUR, Touched
+from gpumon.server.touched import HOT, Touched
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +97,15 @@ class Roller:
         """Rolls buckets of an hour on a connection of its own, so that nobody waits for it; False when meanwhile
         rows came that it does not know, or their day was sealed."""
         store, touched = self._store, self._touched
-        with self._exclusively():
-            beside = store.beside()
-            moves, reach = touched.moves, touched.reach
-            beside.execute("BEGIN")
-            store.look([(due[0] - reach, due[-1] + FINE + reach)], on=beside)  # the snapshot is of now
-        try:
+        with store.beside() as beside:
 
             def execute(sql: str, parameters: Mapping[str, object] | None = None) -> Rows:
                 return beside.execute(sql, parameters or ())
 
+            with self._exclusively():
+                moves, reach = touched.moves, touched.reach
+                beside.execute("BEGIN")
+                store.look([(due[0] - reach, due[-1] + FINE + reach)], on=beside)  # the snapshot is of now
             execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM fine_cells LIMIT 0")
             for part in parts_of(execute, [(bucket, bucket + FINE) for bucket in due]):
                 roll(execute, part, reach, self._stale_after, "rolling")
@@ -119,8 +119,6 @@ class Roller:
                     beside.execute("INSERT INTO rolled VALUES (?, ?, 'fine', ?)", [bucket, bucket + FINE, HOT])
                 beside.execute("INSERT INTO fine_cells SELECT *, ? FROM rolling", [HOT])
                 beside.execute("COMMIT")
-        finally:
-            beside.close()
         return True
 
     def _make_hour(self, hour: datetime) -> None:

@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 from gpumon.clock import Now
 from gpumon.errors import StorageError
 from gpumon.server import manifest
+from gpumon.server.accounts.cells import HOUR
 from gpumon.server.arrivals import Stretch
 from gpumon.server.days import FileNames
 from gpumon.server.disk import seen
@@ -31,7 +32,7 @@ from gpumon.server.relations import SEALABLE, Window, quoted
 from gpumon.server.sealing.process import SealingFailed, run_job
 from gpumon.server.shelf import Shelf
 from gpumon.server.store import Store
-from gpumon.server.touched import HOUR, Touched
+from gpumon.server.touched import Touched
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,6 @@ class Sealer:
         self._memory_mb = memory_mb
         self._stale_after = stale_after
         self._not_before: dict[date, float] = {}
-        self.sealed_days = 0
         self.failures = 0
         self.damaged_days = 0
         self._next_check = 0.0
@@ -153,16 +153,15 @@ class Sealer:
     def _rows_due(self) -> list[date]:
         now = self._now()
         with self._exclusively():
-            due, restless = set(self._shelf.deferred), set()
+            unsealed: dict[date, bool] = {}
             for name, known in self._shelf.files.items():
                 day_file = self._names.parse(name)
                 if day_file is None or day_file.table not in SEALABLE:
                     continue
-                if not self._is_quiet(day_file.day, known.mtime_ns, now):
-                    restless.add(day_file.day)
-                elif not known.sealed or self._shelf.sealed_bytes(name) != known.size:
-                    due.add(day_file.day)
-        return sorted(due - (restless - self._shelf.deferred))
+                if not known.sealed or self._shelf.sealed_bytes(name) != known.size:
+                    day = day_file.day
+                    unsealed[day] = unsealed.get(day, True) and self._is_quiet(day, known.mtime_ns, now)
+            return sorted({day for day, quiet in unsealed.items() if quiet} | self._shelf.deferred)
 
     def _is_quiet(self, day: date, mtime_ns: int, now: datetime) -> bool:
         over = self._shelf.bounds(day)[1].replace(tzinfo=UTC)
@@ -202,7 +201,6 @@ class Sealer:
                 return f"sealing_in_vain day={day} reason={misfit}"
             known = all(file.name in shelf.files for file in raw.files)
             shelf.put_in(day, folder, raw, list(self._tails(raw)), known=known)
-        self.sealed_days += 1
         rows = " ".join(f"{name}={count}" for name, count in raw.rows.items())
         return f"day_sealed day={day} {rows} damaged={raw.damaged} seconds={answer['seconds']}"
 

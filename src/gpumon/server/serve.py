@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from gpumon import clock
 from gpumon.errors import SettingsError
 from gpumon.listening import listen
 from gpumon.server.app import create_app
@@ -30,13 +31,13 @@ _STOP_SECONDS = 5.0
 class ServerProcess:
     """One server: `run` returns when it has stopped; `stop` may come from any thread."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, now: clock.Now = clock.now) -> None:
         """Raises SettingsError where the certificate or the tokens can't be used."""
         self._settings = settings
         self._certificate = certificate = Certificate.named(
             settings.server.tls_cert_file, settings.server.tls_key_file
         )
-        self.app = create_app(settings)
+        self.app = create_app(settings, now)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app,

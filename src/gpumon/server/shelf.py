@@ -14,6 +14,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from gpumon.server import manifest
+from gpumon.server.accounts.cells import HOUR
 from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.days import FileNames, local_midnight
 from gpumon.server.disk import seen
@@ -31,7 +32,7 @@ from gpumon.server.sealedtables import (
     take_out,
 )
 from gpumon.server.store import Store
-from gpumon.server.touched import HOUR, Touched
+from gpumon.server.touched import Touched
 
 log = logging.getLogger(__name__)
 

@@ -126,17 +126,25 @@ class Store:
         database = self._database
         if database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
-        reader = object()
-        with self._left:
-            self._readers.add(reader)
         try:
-            with database.reading(self._query_timeout, self._max_rows if bounded else None) as reading:
+            with (
+                self._as_reader(),
+                database.reading(self._query_timeout, self._max_rows if bounded else None) as reading,
+            ):
                 if windows:
                     self.look_at(reading, windows)
                 yield reading
         except UnreadableFile:
             self.suspect.set()
             raise
+
+    @contextlib.contextmanager
+    def _as_reader(self) -> Iterator[None]:
+        reader = object()
+        with self._left:
+            self._readers.add(reader)
+        try:
+            yield
         finally:
             with self._left:
                 self._readers.discard(reader)
@@ -169,11 +177,13 @@ class Store:
             raise DatabaseError.closed()
         return self._database.transaction()
 
-    def beside(self) -> Database:
-        """A further connection, for work that takes long. Raises DatabaseError."""
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Database]:
+        """A further connection, for work that takes long: a reading that may write. Raises DatabaseError."""
         if self._database is None:
             raise DatabaseError.closed()
-        return self._database.beside()
+        with self._as_reader(), contextlib.closing(self._database.beside()) as beside:
+            yield beside
 
     def look(self, windows: Sequence[Window], without: Path | None = None, on: Database | None = None) -> None:
         """Makes the relations `samples` and `pod_usage` of the writing connection, or of one beside it, without

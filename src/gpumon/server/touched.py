@@ -12,19 +12,16 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from gpumon.server.accounts.cells import FINE, HOUR
+from gpumon.server.accounts.slices import LONGEST_SECONDS
 from gpumon.server.database import Rows
 from gpumon.server.store import Store
 
-LONGEST: Final = 86_400.0
-"""Of what a sample may say that it stands for, in seconds, no more is believed."""
-
 HOT: Final = "hot"
 """Origin of what was rolled in this database; else it is the sealed day, YYYYMMDD."""
-FINE: Final = timedelta(minutes=5)
-HOUR: Final = timedelta(hours=1)
 _REMEMBERED: Final = 20_000
 _REACH: Final = (
-    f"max(CASE WHEN interval_seconds > {LONGEST} THEN {LONGEST} ELSE interval_seconds END), "
+    f"max(CASE WHEN interval_seconds > {LONGEST_SECONDS} THEN {LONGEST_SECONDS} ELSE interval_seconds END), "
     "coalesce(bool_or(interval_seconds IS NULL), false)"
 )
 

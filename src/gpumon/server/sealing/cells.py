@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from gpumon.server.accounts.cells import CELL_ORDER, CREATE_CELLS
+from gpumon.server.accounts.cells import CELL_ORDER, CREATE_CELLS, FINE, HOUR
+from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.hourly import hours_of, whole_of
 from gpumon.server.accounts.rolling import parts_of, roll
 from gpumon.server.database import Database, Rows
 from gpumon.server.manifest import MANIFEST, CellsManifest, outputs_of
-from gpumon.server.relations import SEALABLE, quoted
-from gpumon.server.touched import FINE, HOUR
-
-_FILE: Final = 2**40
-Run = tuple[datetime, datetime]
+from gpumon.server.relations import SEALABLE, quoted, sealed_rows
 
 
 class CellsJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="cells"):
@@ -80,11 +77,7 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
 
     for table in SEALABLE:
         files = (Path(job.rows) / f"{table.name}.parquet", folder / f"other_{table.name}.parquet")
-        execute(
-            f"CREATE VIEW {table.name} AS "
-            f"SELECT *, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
-            f"FROM read_parquet([{', '.join(quoted(str(file)) for file in files)}])"
-        )
+        execute(f"CREATE VIEW {table.name} AS {sealed_rows(table, files)}")
     for name in ("fine", "hours", "days"):
         execute(f"CREATE TABLE {name} {CREATE_CELLS}")
     buckets, hours = runs_within(job.begin, job.end)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import shutil
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
+from gpumon.server.accounts.slices import LONGEST_SECONDS
 from gpumon.server.database import Database
 from gpumon.server.days import FileNames, zone_named
 from gpumon.server.manifest import RawManifest, SealedFile, new_folder, outputs_of, publish
@@ -23,8 +24,6 @@ from gpumon.server.relations import SEALABLE
 from gpumon.server.sealing.filling import WantedFile, fill
 from gpumon.server.sealing.sorting import write_sorted
 from gpumon.server.tables import SAMPLES
-
-_DAY_SECONDS: Final = 86_400.0
 
 
 class RawJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="raw"):
@@ -92,7 +91,7 @@ def _manifest(database: Database, job: RawJob, folder: Path, files: list[SealedF
         rows=rows,
         first_at=first_at,
         last_at=last_at,
-        longest_interval=None if longest is None else min(longest, _DAY_SECONDS),
+        longest_interval=None if longest is None else min(longest, LONGEST_SECONDS),
         unstated=unstated,
         outputs=outputs_of(folder),
     )
