@@ -155,7 +155,7 @@ class SlowApp:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowApp]:
     app = SlowApp()
-    monkeypatch.setattr(serve_module, "create_app", lambda _: app)
+    monkeypatch.setattr(serve_module, "create_app", lambda *_: app)
     yield app
     app.go.set()
 
