@@ -49,7 +49,11 @@ def seal_raw(job: RawJob) -> dict[str, Any]:
     try:
         work.mkdir()
         database = Database.open(
-            work / "day.duckdb", memory_mb=job.memory_mb, threads=job.threads, temp_folder=work / "tmp"
+            work / "day.duckdb",
+            memory_mb=job.memory_mb,
+            threads=job.threads,
+            temp_folder=work / "tmp",
+            disposable=True,
         )
         try:
             for table in SEALABLE:
