@@ -21,6 +21,7 @@ from gpumon.model.fields import FIELDS
 from gpumon.server.app import create_app
 from gpumon.server.days import local_midnight
 from gpumon.server.engine import Engine
+from gpumon.tasks import Task
 from tests.samples import pod, sample
 from tests.server.conftest import settings_for
 
@@ -82,6 +83,7 @@ def served(folder: Path, zone: str, now: datetime) -> Iterator[tuple[Client, Eng
     app = create_app(settings, lambda: now)
     engine: Engine = app.state.gpumon.engine
     engine._roll_due = lambda _: None  # type: ignore[method-assign]
+    engine._sealing = Task("sealing", lambda _: None)
     engine.open()
     try:
         yield Client(app), engine

@@ -3,12 +3,14 @@ rows."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gpumon.server import arrivals as arrivals_module
@@ -113,6 +115,52 @@ def test_a_folder_without_a_manifest_or_a_lost_store_changes_nothing(tmp_path: P
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
         assert list(engine._shelf.days) == DAYS[1:]
+
+
+def test_a_lost_store_costs_no_day_its_rollups(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+    cells = [folder_of(tmp_path, day, "cells") for day in DAYS]
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert engine._shelf.without_cells() == []
+        assert [folder_of(tmp_path, day, "cells") for day in DAYS] == cells
+        assert answers(client) == before
+
+
+def test_rows_that_no_rollup_was_told_of_make_the_day_beside_them_out_of_date(tmp_path: Path) -> None:
+    """As after a kill between the sealing of a day that was never loaded and its first use."""
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+    folder = folder_of(tmp_path, DAYS[1], "raw")
+    told = manifest.read(folder, manifest.RawManifest)
+    assert told.taken
+    (folder / manifest.MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(told, taken=False)))
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert engine._shelf.without_cells() == DAYS
+        assert answers(client) == before
+        assert manifest.read(folder, manifest.RawManifest).taken
+
+
+def test_a_day_that_went_with_the_store_leaves_nothing_in_the_rollups_beside_it(tmp_path: Path) -> None:
+    with served(tmp_path / "data", "UTC", NOW) as (client, engine):
+        filled(client, engine)
+    for gone in (tmp_path / "data").glob("*_20261121.csv"):
+        gone.unlink()
+    (tmp_path / "data" / ".gpumon" / "store.duckdb").unlink()
+    (tmp_path / "alone").mkdir()
+    for there in (tmp_path / "data").glob("*.csv"):
+        shutil.copy(there, tmp_path / "alone")
+    with (
+        served(tmp_path / "data", "UTC", NOW) as (client, engine),
+        served(tmp_path / "alone", "UTC", NOW) as (alone, _),
+    ):
+        assert answers(client) == answers(alone)
+        sealed(engine)
+        assert answers(client) == answers(alone)
 
 
 def test_a_sealed_day_follows_its_csv_when_a_hand_changes_it(tmp_path: Path) -> None:

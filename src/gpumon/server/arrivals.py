@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from gpumon.server.damage import set_aside
 from gpumon.server.days import DayFile
 from gpumon.server.loading import copy_lines, load_piece, read_header
-from gpumon.server.readings import COLUMNS, added_up, readings_of
+from gpumon.server.readings import COLUMNS, PLACE, added_up, readings_of
 from gpumon.server.relations import SEALABLE, hot
 from gpumon.server.sealedtables import Known, note_file
 from gpumon.server.store import Store
@@ -128,11 +128,12 @@ class Arrivals:
 
     def _add_readings_up(self) -> None:
         """Each load adds a row for each GPU, in a day as many as there are samples: they become one for each hour
-        again. What was sealed is so already; its `file` is a day."""
-        store, hot_ones = self._store, "FROM readings WHERE contains(file, '.')"
+        again."""
+        store = self._store
         with store.transaction():
-            store.execute(f"CREATE OR REPLACE TEMP TABLE together AS {added_up(f'({hot_ones})')}")
-            store.execute(f"DELETE {hot_ones}")
+            together = added_up("readings", (*PLACE, "file"))
+            store.execute(f"CREATE OR REPLACE TEMP TABLE together AS {together}")
+            store.execute("DELETE FROM readings")
             (rows,) = store.execute("INSERT INTO readings BY NAME FROM together")[0]
         store.execute("DROP TABLE together")
         self._readings, self._readings_wanted = 0, max(_FEW_READINGS, rows)

@@ -72,7 +72,7 @@ class Place:
         self.select(
             f"""
             CREATE OR REPLACE TEMP TABLE counted AS
-            SELECT {", ".join(PLACE)}, value, readings FROM levels WHERE list_contains($inside, day)
+            SELECT {", ".join(PLACE)}, value, readings FROM levels WHERE list_contains($inside, sealed)
             UNION ALL
             SELECT {", ".join(PLACE)}, utilization_gpu AS value, count(*) AS readings FROM samples
             WHERE sampled_at >= $start AND sampled_at < $end AND utilization_gpu IS NOT NULL GROUP BY ALL""",

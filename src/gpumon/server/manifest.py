@@ -56,7 +56,8 @@ class SealedFile(msgspec.Struct, frozen=True):
 
 class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the rows of a day. Instants are naive UTC, None where there is no row; `longest_interval` in seconds,
-    None where no sample states one, `unstated` whether one states none."""
+    None where no sample states one, `unstated` whether one states none. `taken`: the rollups of the accounts know
+    that these rows are there."""
 
     stamp: str
     day: date
@@ -70,6 +71,7 @@ class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: dict[str, Output]
     has_rows: bool = True
     deleting: bool = False
+    taken: bool = False
 
 
 class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +193,12 @@ def without_rows(folder: Path, raw: RawManifest, *, deleting: bool) -> RawManife
     """Notes that the rows are being deleted, or are; gives the manifest as it is then. Raises OSError."""
     outputs = {name: output for name, output in raw.outputs.items() if name not in RAW_ROWS}
     return _rewrite(folder, msgspec.structs.replace(raw, has_rows=False, deleting=deleting, outputs=outputs))
+
+
+def taken(folder: Path, raw: RawManifest) -> RawManifest:
+    """Notes that the rows are in the store, and that what they touch is known to be out of date; gives the
+    manifest as it is then. Raises OSError."""
+    return raw if raw.taken else _rewrite(folder, msgspec.structs.replace(raw, taken=True))
 
 
 def renamed(folder: Path, raw: RawManifest, old: str, new: str, size: int, mtime_ns: int) -> RawManifest:

@@ -1,8 +1,8 @@
 """Questions as SQL; pure. Identifiers come from the catalogue, values are always parameters.
 
-`samples` and `pod_usage` are every row (see `relations`), `readings` their rollup, `live.latest` the newest sample
-of each GPU (see `store`). `timestamp` is local wall time in the server's zone, so that days and hours need no zone
-in SQL; `sampled_at` is UTC."""
+`samples` and `pod_usage` are every row (see `relations`), `readings` and `sealed_…` their rollup (see `readings`),
+`live.latest` the newest sample of each GPU (see `store`). `timestamp` is local wall time in the server's zone, so
+that days and hours need no zone in SQL; `sampled_at` is UTC."""
 
 from __future__ import annotations
 
@@ -67,11 +67,15 @@ def select_by_hour(wanted: Filter) -> Query:
     hold a reading (a bit for each, so that many GPUs count a minute once). An hour that the clocks repeat, or
     that straddles two hours of UTC, comes in two rows that add up."""
     where, parameters = wanted.where("day")
+    of_all = wanted.gpu_id is None and wanted.client_name is None
+    columns = "day, hour, utc_hour, total, readings, low, high, minutes"
+    sealed = "sealed_hours" if of_all else "sealed_readings"
+    whose = columns if of_all else f"{columns}, gpu_id, client_name"
     return Query(
         f"""
         SELECT day, hour, sum(total) AS total, CAST(sum(readings) AS BIGINT) AS readings, min(low) AS low,
                max(high) AS high, CAST(bit_count(bit_or(minutes)) AS INTEGER) AS minutes
-        FROM readings
+        FROM (SELECT {whose} FROM readings UNION ALL SELECT {whose} FROM {sealed})
         WHERE {where} AND readings > 0
         GROUP BY day, hour, utc_hour ORDER BY day, hour
         """,
@@ -81,7 +85,7 @@ def select_by_hour(wanted: Filter) -> Query:
 
 def select_first_day() -> Query:
     """The first local day with any row; NULL when nothing is stored."""
-    return Query("SELECT min(day) FROM readings")
+    return Query("SELECT min(day) FROM (SELECT day FROM readings UNION ALL SELECT day FROM sealed_hours)")
 
 
 def select_latest(client_name: str | None) -> Query:

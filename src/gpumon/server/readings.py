@@ -5,11 +5,13 @@ and in which minutes. It depends on nothing but the rows themselves, so rows of 
 are further rows. An hour that the clocks repeat, or that straddles two hours of UTC, is several rows, by
 `utc_hour`.
 
-Beside it `levels`, of a sealed day: how often a GPU had which utilisation; what exact percentiles are made of.
+Of sealed days there are beside it `sealed_hours`, the same of all GPUs together, since most questions are about
+all, and `levels`: how often a GPU had which utilisation; what exact percentiles are made of.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 PLACE: Final = ("client_name", "gpu_id", "gpu_uuid", "node", "gpu_name")
@@ -33,10 +35,15 @@ _SHAPE: Final = {
     "first_at": "TIMESTAMP",
     "last_at": "TIMESTAMP",
 }
+_HOUR: Final = ("day", "hour", "utc_hour")
 COLUMNS: Final = tuple(_SHAPE)
 CREATE: Final = ", ".join(f"{name} {kind}" for name, kind in _SHAPE.items())
 """Columns and types of the rollup: `rows` counts all rows, `readings` those with a utilisation, `minutes` has a
 bit for each minute with one."""
+
+OF_HOURS: Final = tuple(name for name in COLUMNS if name not in PLACE)
+HOURS_CREATE: Final = ", ".join(f"{name} {_SHAPE[name]}" for name in OF_HOURS)
+"""The same of all GPUs together."""
 
 LEVELS_CREATE: Final = (
     "client_name VARCHAR, gpu_id BIGINT, gpu_uuid VARCHAR, node VARCHAR, gpu_name VARCHAR, value DOUBLE, "
@@ -65,11 +72,11 @@ def levels_of(readings: str) -> str:
         GROUP BY {", ".join(PLACE)}, value"""
 
 
-def added_up(readings: str) -> str:
-    """SQL for rows of the rollup, by file, that say the same as those of a relation, which may say it in
-    several."""
+def added_up(readings: str, by: Sequence[str]) -> str:
+    """SQL for rows of the rollup that say the same as those of a relation, which says it in several: one for each
+    hour and value of the columns `by`."""
     return f"""
-        SELECT {", ".join(PLACE)}, day, hour, utc_hour, CAST(sum(rows) AS BIGINT) AS rows, sum(total) AS total,
+        SELECT {", ".join((*by, *_HOUR))}, CAST(sum(rows) AS BIGINT) AS rows, sum(total) AS total,
                CAST(sum(readings) AS BIGINT) AS readings, min(low) AS low, max(high) AS high,
-               bit_or(minutes) AS minutes, min(first_at) AS first_at, max(last_at) AS last_at, file
-        FROM {readings} GROUP BY {", ".join(PLACE)}, day, hour, utc_hour, file"""
+               bit_or(minutes) AS minutes, min(first_at) AS first_at, max(last_at) AS last_at
+        FROM {readings} GROUP BY {", ".join((*by, *_HOUR))}"""

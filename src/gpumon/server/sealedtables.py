@@ -9,7 +9,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
-from gpumon.server.readings import COLUMNS, levels_of
+from gpumon.server.readings import COLUMNS, added_up, levels_of
 from gpumon.server.relations import SEALABLE, hot, quoted
 from gpumon.server.store import Store
 from gpumon.server.tables import TABLES
@@ -33,7 +33,8 @@ def put_in(store: Store, day: date, folder: Path, raw: RawManifest, cells: Path 
             note_file(store, file.name, Known(file.bytes, file.mtime_ns, file.lines, sealed=True))
     _forget_rollups(store, day)
     source = f"read_parquet({quoted(str(folder / 'readings.parquet'))})"
-    store.execute(f"INSERT INTO readings SELECT {', '.join(COLUMNS)}, ? FROM {source}", [key_of(day)])
+    store.execute(f"INSERT INTO sealed_readings SELECT {', '.join(COLUMNS)}, ? FROM {source}", [day])
+    store.execute(f"INSERT INTO sealed_hours BY NAME SELECT *, ? AS sealed FROM ({added_up(source, ())})", [day])
     store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
     store.execute(
         "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -121,6 +122,6 @@ def key_of(day: date) -> str:
 
 
 def _forget_rollups(store: Store, day: date) -> None:
-    store.execute("DELETE FROM readings WHERE file = ?", [key_of(day)])
-    for table in ("levels", "sealed"):
-        store.execute(f"DELETE FROM {table} WHERE day = ?", [day])
+    for table in ("sealed_readings", "sealed_hours", "levels"):
+        store.execute(f"DELETE FROM {table} WHERE sealed = ?", [day])
+    store.execute("DELETE FROM sealed WHERE day = ?", [day])

@@ -120,9 +120,12 @@ class Shelf:
         self.days, self.folders, self.cells = {}, {}, {}
         self.spoiled.clear()
         found = manifest.find(self.root, *self.stamps)
+        for there in found.values():
+            self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
         for day, folder in in_store.items():
             if day not in found or str(found[day].folder) != folder:
                 self._take_out(day)
+        misfits = []
         for day, there in found.items():
             if there.raw.deleting:
                 self._end_deleting(there)
@@ -130,24 +133,38 @@ class Shelf:
             if misfit is not None:
                 log.warning("sealed_day_left day=%s reason=%s", day, misfit)
                 self._take_out(day)
-                shutil.rmtree(there.folder.parent, ignore_errors=True)
+                misfits.append(there)
                 continue
-            fresh = there.raw.deleting or in_store.get(day) != str(there.folder)
-            if fresh:
+            if there.raw.deleting or in_store.get(day) != str(there.folder):
                 with self._store.transaction():
-                    put_in(self._store, day, there.folder, there.raw, self.cells.get(day))
-                    self.touch(there.raw)
+                    put_in(self._store, day, there.folder, there.raw, None)
+                cells_in_store.pop(day, None)
                 self._note(day, there.folder, there.raw)
             else:
                 self.days[day], self.folders[day] = there.raw, there.folder
-            if there.cells is not None and there.cells_folder is not None:
-                self.cells[day] = there.cells_folder
-                if fresh or cells_in_store.get(day) != str(there.cells_folder):
-                    with self._store.transaction():
-                        self._put_cells_in(day, there.cells_folder, there.cells)
-            elif cells_in_store.get(day) is not None:
+        for day in self.days:
+            self._adopt_cells(day, found[day], cells_in_store.get(day))
+        # When all that is known is in the store: what of it is out of date, since the store does not know it or
+        # it is no longer so.
+        for there in misfits:
+            self._mark(there.raw.first_at, there.raw.last_at)
+            shutil.rmtree(there.folder.parent, ignore_errors=True)
+        for day, raw in self.days.items():
+            if not raw.taken:
                 with self._store.transaction():
-                    take_cells_out(self._store, day)
+                    self._touch(raw)
+                self._note_taken(day)
+        self.spoil(self._touched.take_stale_days())
+
+    def _adopt_cells(self, day: date, there: manifest.Found, in_store: str | None) -> None:
+        if there.cells is not None and there.cells_folder is not None:
+            self.cells[day] = there.cells_folder
+            if in_store != str(there.cells_folder):
+                with self._store.transaction():
+                    self._put_cells_in(day, there.cells_folder, there.cells)
+        elif in_store is not None:
+            with self._store.transaction():
+                take_cells_out(self._store, day)
 
     def misfit(self, raw: RawManifest, committed: Mapping[str, int]) -> str | None:
         """Why what was sealed does not fit the CSV files, as a sentence; None when it does."""
@@ -187,9 +204,10 @@ class Shelf:
         with self._store.transaction():
             put_in(self._store, day, folder, raw, self.cells.get(day))
             if not known:
-                self.touch(raw)
+                self._touch(raw)
             self._arrivals.move_in(read, known=True)
         self._note(day, folder, raw)
+        self._note_taken(day)
         for tail in read:
             self.remember(tail)
         self._arrivals.after(read)
@@ -300,13 +318,25 @@ class Shelf:
                 path.unlink(missing_ok=True)
             self._retired.remove(path)
 
-    def touch(self, raw: RawManifest) -> None:
+    def _touch(self, raw: RawManifest) -> None:
         """Rows were sealed that have not been in the store before: what is rolled around them is out of date;
         inside the caller's transaction. Raises DatabaseError."""
         if raw.first_at is not None and raw.last_at is not None:
             self._touched.note_sealed(raw.longest_interval, raw.unstated)
             self._touched.mark([(raw.first_at, raw.last_at)])
             self.spoil(self._touched.take_stale_days())
+
+    def _mark(self, *instants: datetime | None) -> None:
+        """What the last sample of a day said of the next one, and the other way round, is out of date."""
+        with self._store.transaction():
+            self._touched.mark([(instant, instant) for instant in instants if instant is not None])
+            self.spoil(self._touched.take_stale_days())
+
+    def _note_taken(self, day: date) -> None:
+        try:
+            self.days[day] = manifest.taken(self.folders[day], self.days[day])
+        except OSError as error:  # then the next start touches what these rows touch once more
+            log.warning("sealed_day_not_noted day=%s error=%s", day, error)
 
     def _note(self, day: date, folder: Path, raw: RawManifest) -> None:
         self.days[day], self.folders[day] = raw, folder

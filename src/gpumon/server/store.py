@@ -5,7 +5,8 @@ disposable.
     pod_labels                   all labels
     files                        how much of which CSV file is in, hot or sealed
     sealed                       the days whose rows are in Parquet files; see `shelf`
-    readings, levels             rollups of the old program's questions; see `readings`
+    readings                     rollup of the rows that are not sealed, for the old program's questions
+    sealed_readings, sealed_hours, levels   the same of sealed days; see `readings`
     fine_cells, hour_cells, day_cells   rollups of the accounts; see `rolling`
     rolled, to_roll              which buckets these are valid for, and which hours have some to make
     live.latest                  (in memory) the newest sample of each GPU
@@ -42,7 +43,9 @@ _OWN_TABLES: Final = {
     "sealed": "day DATE, folder VARCHAR, has_rows BOOLEAN, cells VARCHAR, first_at TIMESTAMP, last_at TIMESTAMP, "
     "longest DOUBLE, unstated BOOLEAN",
     "readings": f"{readings.CREATE}, file VARCHAR",
-    "levels": f"{readings.LEVELS_CREATE}, day DATE",
+    "sealed_readings": f"{readings.CREATE}, sealed DATE",
+    "sealed_hours": f"{readings.HOURS_CREATE}, sealed DATE",
+    "levels": f"{readings.LEVELS_CREATE}, sealed DATE",
     "rolled": "bucket TIMESTAMP, until TIMESTAMP, level VARCHAR, origin VARCHAR",
     "to_roll": "hour TIMESTAMP",
 }

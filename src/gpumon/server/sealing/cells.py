@@ -41,9 +41,7 @@ def seal_cells(job: CellsJob) -> dict[str, Any]:
     """Does the job; gives the folder, which is not published yet. Raises StorageError or OSError."""
     folder = Path(job.folder)
     work = folder / "work.duckdb"
-    database = Database.open(
-        work, memory_mb=job.memory_mb, threads=2, temp_folder=folder / "tmp", disposable=True
-    )
+    database = Database.open(work, memory_mb=job.memory_mb, threads=2, temp_folder=folder / "tmp", disposable=True)
     try:
         _make(database, job, folder)
     finally:

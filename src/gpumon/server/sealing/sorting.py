@@ -20,8 +20,8 @@ from gpumon.server.relations import quoted
 from gpumon.server.tables import SAMPLES, Table
 
 ROW_GROUP: Final = 61_440
-"""Half of what DuckDB takes by itself: 4 % larger, and the 60 MB that a group of 122,880 samples takes would make the
-writer spill (14 s a day of 1.7 M samples instead of 4)."""
+"""Half of what DuckDB takes by itself: 4 % larger, and the 60 MB that 122,880 samples take would make the writer
+spill (14 s instead of 4 for a day of 1.7 M samples)."""
 _PASS_ROWS_A_MB: Final = 400
 """A row of samples takes some 1.5 KB while it is sorted; half of the memory is the writer's."""
 
