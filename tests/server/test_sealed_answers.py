@@ -82,7 +82,7 @@ def served(folder: Path, zone: str, now: datetime) -> Iterator[tuple[Client, Eng
     )
     app = create_app(settings, lambda: now)
     engine: Engine = app.state.gpumon.engine
-    engine._roll_due = lambda _: None  # type: ignore[method-assign]
+    engine.index.roll_due = lambda _: None  # type: ignore[method-assign]
     engine._sealing = Task("sealing", lambda _: None)
     engine.open()
     try:
@@ -223,13 +223,13 @@ def act(what: str, client: Client, engine: Engine, waiting: list[list[dict[str, 
     """One of the things that happen to a server."""
     if what == "post" and waiting:
         assert client.post("/api/receive-data", json=waiting.pop()).status_code == 200
-    engine.catchup.refresh()
+    engine.index.catchup.refresh()
     if what == "rows":
-        engine._sealer.seal_rows(day, NEVER)
-    elif what == "cells" and day in engine._shelf.without_cells():
-        engine._sealer.seal_cells(day, NEVER)
+        engine.index.sealer.seal_rows(day, NEVER)
+    elif what == "cells" and day in engine.index.shelf.without_cells():
+        engine.index.sealer.seal_cells(day, NEVER)
     elif what == "roll":
-        engine._roller.roll_due(NEVER.is_set, patient=False)
+        engine.index.roller.roll_due(NEVER.is_set, patient=False)
     elif what == "tidy":
         engine.tidy_now()
 
@@ -274,7 +274,7 @@ def test_every_answer_equals_that_of_the_csv_alone(tmp_path: Path, zone: str) ->
             act(what, client, engine, waiting, chance.choice(days[:2]))
         asked = chance.getstate()
         found = everything(client, chance, first, begin, end)
-        assert engine._shelf.days
+        assert engine.index.shelf.days
     alone.mkdir()
     for path in folder.glob("*.csv*"):
         shutil.copy(path, alone)

@@ -44,11 +44,11 @@ def filled(client: Client, engine: Engine) -> None:
 
 
 def sealed(engine: Engine) -> None:
-    engine.catchup.refresh()
+    engine.index.catchup.refresh()
     for day in DAYS:
-        engine._sealer.seal_rows(day, NEVER)
+        engine.index.sealer.seal_rows(day, NEVER)
     for day in DAYS:
-        engine._sealer.seal_cells(day, NEVER)
+        engine.index.sealer.seal_cells(day, NEVER)
 
 
 def answers(client: Client) -> list[Any]:
@@ -82,8 +82,8 @@ def test_a_flipped_byte_is_found_and_the_day_made_anew(tmp_path: Path, kind: str
         filled(client, engine)
         before = answers(client)
         flip_a_byte(folder_of(tmp_path, DAYS[0], kind) / name)
-        engine._sealer._next_check = 0.0
-        engine._sealer._check(NEVER)
+        engine.index.sealer._next_check = 0.0
+        engine.index.sealer._check(NEVER)
         assert answers(client) == before
         assert "gpumon_server_sealed_days_damaged_total 1.0" in client.get("/metrics").text
         sealed(engine)
@@ -94,10 +94,10 @@ def test_a_query_that_fails_on_a_sealed_file_has_all_of_them_checked(tmp_path: P
     with served(tmp_path, "UTC", NOW) as (client, engine):
         filled(client, engine)
         (folder_of(tmp_path, DAYS[0], "raw") / "samples.parquet").write_bytes(b"PAR1 no more PAR1")
-        engine._sealer._check(NEVER)  # nothing is due: it was checked at the start
+        engine.index.sealer._check(NEVER)  # nothing is due: it was checked at the start
         export = {"format": "csv", **RANGE}
         client.get("/api/export", params=export)
-        engine._sealer._check(NEVER)
+        engine.index.sealer._check(NEVER)
         exported = client.get("/api/export", params=export)
         assert exported.text.count("\n") == 1 + len(rows())
 
@@ -110,11 +110,11 @@ def test_a_folder_without_a_manifest_or_a_lost_store_changes_nothing(tmp_path: P
     (folder_of(tmp_path, DAYS[1], "cells") / manifest.MANIFEST).write_text("{")
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
-        assert list(engine._shelf.days) == DAYS[1:]
+        assert list(engine.index.shelf.days) == DAYS[1:]
     (tmp_path / ".gpumon" / "store.duckdb").write_bytes(b"no database")
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
-        assert list(engine._shelf.days) == DAYS[1:]
+        assert list(engine.index.shelf.days) == DAYS[1:]
 
 
 def test_a_lost_store_costs_no_day_its_rollups(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_lost_store_costs_no_day_its_rollups(tmp_path: Path) -> None:
     cells = [folder_of(tmp_path, day, "cells") for day in DAYS]
     (tmp_path / ".gpumon" / "store.duckdb").unlink()
     with served(tmp_path, "UTC", NOW) as (client, engine):
-        assert engine._shelf.without_cells() == []
+        assert engine.index.shelf.without_cells() == []
         assert [folder_of(tmp_path, day, "cells") for day in DAYS] == cells
         assert answers(client) == before
 
@@ -140,7 +140,7 @@ def test_rows_that_no_rollup_was_told_of_make_the_day_beside_them_out_of_date(tm
     (folder / manifest.MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(told, taken=False)))
     (tmp_path / ".gpumon" / "store.duckdb").unlink()
     with served(tmp_path, "UTC", NOW) as (client, engine):
-        assert engine._shelf.without_cells() == DAYS
+        assert engine.index.shelf.without_cells() == DAYS
         assert answers(client) == before
         assert manifest.read(folder, manifest.RawManifest).taken
 
@@ -182,7 +182,7 @@ def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
         raw = folder_of(tmp_path, DAYS[0], "raw")
         engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
         engine.tidy_now()
-        engine._shelf.delete_retired(5)
+        engine.index.shelf.delete_retired(5)
         assert not list(tmp_path.glob("*_20261120.csv*"))
         assert sorted(path.name for path in raw.iterdir()) == ["manifest.json", "readings.parquet"]
         assert answers(client) == before
@@ -196,12 +196,12 @@ def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
 def test_retention_waits_a_day_for_the_accounts_of_a_day_that_is_being_sealed(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert client.post("/api/receive-data", json=rows()).status_code == 200
-        engine.catchup.refresh()
-        engine._sealer.seal_rows(DAYS[0], NEVER)
+        engine.index.catchup.refresh()
+        engine.index.sealer.seal_rows(DAYS[0], NEVER)
         engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
         engine.tidy_now()
         assert list(tmp_path.glob("gpu_metrics_20261120.csv"))
-        engine._sealer.seal_cells(DAYS[0], NEVER)
+        engine.index.sealer.seal_cells(DAYS[0], NEVER)
         engine.tidy_now()
         assert not list(tmp_path.glob("gpu_metrics_20261120.csv"))
 
@@ -235,12 +235,12 @@ def test_what_is_being_read_is_deleted_when_it_has_been_read(tmp_path: Path) -> 
         filled(client, engine)
         old = folder_of(tmp_path, DAYS[0], "raw")
         always = [(datetime(2026, 11, 20), datetime(2026, 11, 22))]
-        with engine._sealer._store.reading(always) as reading:
-            engine._sealer.seal_rows(DAYS[0], NEVER)
-            engine._shelf.delete_retired(0.05)
+        with engine.index.sealer._store.reading(always) as reading:
+            engine.index.sealer.seal_rows(DAYS[0], NEVER)
+            engine.index.shelf.delete_retired(0.05)
             assert reading.select("SELECT count(*), count(power_draw) FROM samples") == [(288, 288)]
             assert old.exists()
-        engine._shelf.delete_retired(5)
+        engine.index.shelf.delete_retired(5)
         assert not old.exists()
 
 
@@ -254,11 +254,11 @@ def test_a_large_day_that_is_over_is_sealed_without_having_been_loaded(
     monkeypatch.setattr(catchup_module, "_DEFERRED_BYTES", 1)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert client.get("/ready").status_code == 503
-        assert engine._shelf.deferred == set(DAYS)
-        engine.settle()
+        assert engine.index.shelf.deferred == set(DAYS)
+        engine.index.settle()
         assert client.get("/ready").status_code == 200
         assert answers(client) == before
-        assert not engine._shelf.without_cells()
+        assert not engine.index.shelf.without_cells()
 
 
 def test_an_hour_is_not_rolled_up_where_its_day_is_sealed_meanwhile(
@@ -276,8 +276,8 @@ def test_an_hour_is_not_rolled_up_where_its_day_is_sealed_meanwhile(
             roll(*given)
 
         monkeypatch.setattr(rolling_module, "roll", sealed_in_between)
-        engine._roller.roll_due(NEVER.is_set, patient=False)
-        store = engine._sealer._store
+        engine.index.roller.roll_due(NEVER.is_set, patient=False)
+        store = engine.index.sealer._store
         assert calls
         assert store.execute("SELECT bucket, level FROM rolled GROUP BY ALL HAVING count(*) > 1") == []
         of_days = "bucket >= '2026-11-20' AND bucket < '2026-11-22'"
@@ -290,11 +290,11 @@ def test_the_rollup_by_hour_stays_small_however_often_rows_are_loaded(
 ) -> None:
     monkeypatch.setattr(arrivals_module, "_FEW_READINGS", 20)
     with served(tmp_path, "UTC", NOW) as (client, engine):
-        engine._arrivals._readings_wanted = 20
+        engine.index.arrivals._readings_wanted = 20
         for row in rows()[:100]:
             assert client.post("/api/receive-data", json=row).status_code == 200
-            engine.catchup.refresh()
-        counted = engine._sealer._store.execute("SELECT count(*), sum(rows) FROM readings")[0]
+            engine.index.catchup.refresh()
+        counted = engine.index.sealer._store.execute("SELECT count(*), sum(rows) FROM readings")[0]
         assert counted[0] <= 17 + 20 + 1  # hours, and what has come since
         assert counted[1] == 100
         assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 100
@@ -328,4 +328,4 @@ def test_rebuild_makes_all_anew_and_tells_what_it_found(tmp_path: Path) -> None:
     assert damaged.splitlines()[1].startswith("146,")
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
-        assert list(engine._shelf.days) == DAYS
+        assert list(engine.index.shelf.days) == DAYS

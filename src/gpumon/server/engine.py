@@ -10,9 +10,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -20,26 +19,18 @@ from gpumon import clock
 from gpumon.errors import QueryError, StorageError
 from gpumon.server.accept import Acceptor
 from gpumon.server.accounts.answers import Answers
-from gpumon.server.accounts.cells import CREATE_CELLS
 from gpumon.server.accounts.prices import parse_prices
-from gpumon.server.arrivals import Arrivals
-from gpumon.server.catchup import CatchUp
 from gpumon.server.csvlog import CsvLog
 from gpumon.server.dayfiles import DayFiles
 from gpumon.server.days import FileNames, zone_named
 from gpumon.server.desk import Desk
 from gpumon.server.exporting import Exports
+from gpumon.server.index import Index
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
 from gpumon.server.reader import Reader
 from gpumon.server.retention import Policy, tidy, too_old
-from gpumon.server.rolling import Roller
-from gpumon.server.sealer import Sealer
-from gpumon.server.sealing.stamps import sealing_stamps
 from gpumon.server.settings import ServerSettings
-from gpumon.server.shelf import Shelf
-from gpumon.server.store import Store
-from gpumon.server.touched import Touched
 from gpumon.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -71,18 +62,6 @@ class Counts:
     damaged_days: int
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What the store has: rows by table; days that are sealed, and those of which only rollups are left; lines
-    that were damaged since the start or the sealing of their day; why files are left out."""
-
-    rows: dict[str, int]
-    days: int
-    kept_days: int
-    damaged_lines: int
-    unreadable: list[str]
-
-
 class Engine:
     """One data folder, open or trying to be. Constructed from the settings, which it does not keep."""
 
@@ -110,52 +89,15 @@ class Engine:
             sync_each_commit=performance.file_sync_interval == 0,
         )
         stale_after = timedelta(seconds=limits.stale_after_seconds)
-        store = Store(
-            self._folder,
-            cell_columns=CREATE_CELLS.strip("()"),
-            zone_key=self._zone.key,
-            memory_mb=performance.query_memory_mb,
-            threads=performance.query_threads,
-            query_timeout_seconds=performance.query_timeout_seconds,
-            max_rows=limits.max_rows,
-        )
-        touched = Touched(store, stale_after)
-        self._arrivals = Arrivals(store, self._folder, self._zone, touched)
-        self._shelf = Shelf(
-            store,
-            self._arrivals,
-            touched,
+        self.index = Index(
+            settings,
             self._folder,
             self._names,
             self._zone,
-            sealing_stamps(self._zone.key, stale_after),
-        )
-        self.catchup = CatchUp(
-            store,
-            self._arrivals,
-            touched,
-            self._shelf,
-            self._folder,
-            self._names,
-            self._csvlog.committed_sizes,
-            self._csvlog.take_replaced,
-            self._may_defer,
-        )
-        self._sealer = Sealer(
-            store,
-            self._shelf,
-            touched,
-            folder=self._folder,
-            zone=self._zone,
-            names=self._names,
+            now,
             committed_sizes=self._csvlog.committed_sizes,
-            exclusively=self.catchup.exclusively,
-            now=now,
-            seal_after=timedelta(minutes=performance.seal_after_minutes),
-            memory_mb=performance.seal_memory_mb,
-            stale_after=stale_after,
+            take_replaced=self._csvlog.take_replaced,
         )
-        self._roller = Roller(store, touched, self.catchup.exclusively, self._sealer.awaited, now, stale_after)
         self._ingest = Ingest(
             self._csvlog,
             journal,
@@ -164,13 +106,14 @@ class Engine:
             max_batches=performance.buffer_size,
             sync_interval_seconds=performance.file_sync_interval,
         )
-        refresh = partial(self.catchup.refresh, QUERY_PATIENCE_SECONDS)
+        store = self.index.store
+        refresh = partial(self.index.catchup.refresh, QUERY_PATIENCE_SECONDS)
         self._reader = Reader(
             store, refresh, self._zone, now, max_range_days=limits.max_range_days, stale_after=stale_after
         )
         prices = parse_prices(settings.cost.prices)
         self._answers = Answers(
-            Desk(store, touched),
+            Desk(store, self.index.touched),
             refresh,
             self._zone,
             now,
@@ -197,7 +140,7 @@ class Engine:
         self._sealing.start()
         if self.closed_because is None:
             # Most stores are loaded by then, and the first query finds everything.
-            self.catchup.complete.wait(FIRST_LOAD_SECONDS)
+            self.index.catchup.complete.wait(FIRST_LOAD_SECONDS)
 
     def close(self) -> None:
         """Stops the upkeep, writes what waits, closes store and files."""
@@ -206,8 +149,8 @@ class Engine:
         self._sealing.stop(timeout_seconds=30)
         if self.closed_because is None:
             self._ingest.stop()
-            self.catchup.refresh()  # so that the next start has nothing to load
-            self.catchup.close()
+            self.index.catchup.refresh()  # so that the next start has nothing to load
+            self.index.catchup.close()
             try:
                 self._csvlog.close()
             except OSError as error:
@@ -222,7 +165,7 @@ class Engine:
     @property
     def not_ready_because(self) -> str | None:
         """Why queries can't be answered; None when they can."""
-        if self.closed_because is None and not self.catchup.complete.is_set():
+        if self.closed_because is None and not self.index.catchup.complete.is_set():
             return "the server is loading the CSV files for the first time; samples are stored meanwhile"
         return self.closed_because
 
@@ -236,13 +179,13 @@ class Engine:
             duplicates=ingest.duplicates,
             waiting_batches=batches,
             waiting_rows=rows,
-            damaged_lines=self._arrivals.damaged.total(),
-            unreadable_files=len(self.catchup.unreadable),
-            behind=self.catchup.behind is not None,
-            sealed_days=len(self._shelf.days),
-            unsealed_days=len(self._shelf.deferred) + len(self._shelf.without_cells()),
-            sealing_failures=self._sealer.failures,
-            damaged_days=self._sealer.damaged_days,
+            damaged_lines=self.index.arrivals.damaged.total(),
+            unreadable_files=len(self.index.catchup.unreadable),
+            behind=self.index.catchup.behind is not None,
+            sealed_days=len(self.index.shelf.days),
+            unsealed_days=len(self.index.shelf.deferred) + len(self.index.shelf.without_cells()),
+            sealing_failures=self.index.sealer.failures,
+            damaged_days=self.index.sealer.damaged_days,
         )
 
     @property
@@ -284,15 +227,15 @@ class Engine:
 
     def _try_to_open(self) -> None:
         try:
-            self.catchup.open()  # first, because its lock says that no other server is at the files
+            self.index.catchup.open()  # first, because its lock says that no other server is at the files
             self._csvlog.open()
-            self.catchup.begin()
+            self.index.catchup.begin()
             self._exports.clean()
         except StorageError as error:
             if str(error) != self.closed_because:
                 log.error("storage_not_open reason=%s retry_in=%gs", error, REOPEN_SECONDS)
             self.closed_because = str(error)
-            self.catchup.close()
+            self.index.catchup.close()
             return
         self._ingest.start()
         self.closed_because = None
@@ -308,61 +251,17 @@ class Engine:
             pause = REFRESH_SECONDS if self.closed_because is None else REOPEN_SECONDS
             if self.closed_because is not None:
                 continue
-            self.catchup.refresh()
-            self._roll_due(stopping)
+            self.index.catchup.refresh()
+            self.index.roll_due(stopping)
             if time.monotonic() >= next_housekeeping:
                 next_housekeeping = time.monotonic() + self._housekeeping_seconds
                 self.tidy_now()
                 gc.collect()
 
-    def _may_defer(self, day: date) -> bool:
-        return self._sealer.may_defer(day)  # which is made later
-
-    def _roll_due(self, stopping: threading.Event) -> None:
-        try:
-            self._roller.roll_due(stopping.is_set)
-        except StorageError as error:  # as on a full disk: questions are answered from the rows
-            log.warning("rolling_failed error=%s", error)
-
     def _keep_sealed(self, stopping: threading.Event) -> None:
         while not stopping.wait(SEALING_SECONDS):
             if self.closed_because is None:
-                self._sealer.seal_due(stopping)
-
-    def settle(self, tell: Callable[[str], None] = log.info) -> None:
-        """Loads, rolls up and seals all that is due, until nothing is; `tell` hears of each day. For a server
-        without upkeep."""
-        never = threading.Event()
-        while True:
-            self.catchup.refresh()
-            sealed = self._sealer.seal_due(never, tell)
-            rolled = self._roller.roll_due(never.is_set, patient=False)
-            if not sealed and not rolled:
-                return
-
-    def contents(self) -> Contents:
-        """What the store has."""
-        with self.catchup.exclusively():
-            return Contents(
-                rows=self._shelf.rows(),
-                days=sum(raw.has_rows for raw in self._shelf.days.values()),
-                kept_days=sum(not raw.has_rows for raw in self._shelf.days.values()),
-                damaged_lines=sum(raw.damaged for raw in self._shelf.days.values())
-                + sum(
-                    count
-                    for name, count in self._arrivals.damaged.items()
-                    if self._shelf.sealed_bytes(name) is None
-                ),
-                unreadable=[
-                    *(f"{name}: {reason}" for name, reason in self.catchup.unreadable.items()),
-                    *(
-                        f"{file.name}: {file.left_out}"
-                        for raw in self._shelf.days.values()
-                        for file in raw.files
-                        if file.left_out is not None
-                    ),
-                ],
-            )
+                self.index.sealer.seal_due(stopping)
 
     def _announce_deletions(self) -> None:
         """The old program ignored data_retention_days: whoever comes from it shall have time to set it."""
@@ -387,6 +286,6 @@ class Engine:
             self._policy,
             today,
             exclusively=self._ingest.between_writes,
-            moving=self.catchup.exclusively(),
-            sealed=self._shelf,
+            moving=self.index.catchup.exclusively(),
+            sealed=self.index.shelf,
         )

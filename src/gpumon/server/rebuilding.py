@@ -13,7 +13,8 @@ from gpumon import clock
 from gpumon.errors import StorageError
 from gpumon.server import manifest
 from gpumon.server.days import FileNames
-from gpumon.server.engine import Contents, Engine
+from gpumon.server.engine import Engine
+from gpumon.server.index import Contents
 from gpumon.server.settings import ServerSettings
 from gpumon.server.store import discard
 
@@ -68,8 +69,8 @@ def rebuild(settings: ServerSettings, tell: Tell, now: clock.Now = clock.now) ->
     try:
         if engine.closed_because is not None:
             raise StorageError(engine.closed_because)
-        engine.settle(tell)
-        has = engine.contents()
+        engine.index.settle(tell)
+        has = engine.index.contents()
     finally:
         engine.close()
     names = FileNames(settings.storage.csv_filename_prefix)

@@ -1,7 +1,7 @@
 """Makes cells: of raw rows, and of finer cells. Pure but for the statements that it runs.
 
-Temporary tables, each a step, named `cell_...`: what is carried from one to the next is numbers. The names of
-places and users join in at the end.
+Relations, each a step, named `cell_...`: what is carried from one to the next is numbers. The names of places and
+users join in at the end.
 """
 
 from __future__ import annotations
@@ -133,6 +133,13 @@ _NOTE_ROWS: Final = f"""
     FROM cell_ticks JOIN ({slices.INTERVALS}) ON moment > lower AND moment <= upper
     WHERE attribution_note IS NOT NULL GROUP BY lower, attribution_note"""
 
+_CLAIMING: Final = {
+    "claims": claims.CLAIMS,
+    "told": claims.TOLD,
+    "whole": claims.WHOLE,
+    "shares": claims.SHARES,
+    "claimed": _CLAIMED,
+}
 _ROWS: Final = {
     "claim": _CLAIM_ROWS,
     "joint": _JOINT_ROWS,
@@ -156,19 +163,18 @@ def roll(
     kinds: frozenset[str] = KINDS,
 ) -> None:
     """Adds the cells of some disjoint stretches of time to a table, from raw rows: those from `reach` before each
-    to `reach` after it have to be there. Memory is taken for all these rows at once: an hour of them is enough."""
-    values = prepare(execute, buckets, reach, stale_after)
+    to `reach` after it have to be there. Memory is taken for all these rows at once: an hour of them is enough.
+
+    In one statement, since for the few rows at the edges of a range a statement for each step costs more than the
+    steps."""
+    values, steps = _steps(buckets, reach, stale_after, "TRUE")
     if kinds & {"claim", "joint", "whole"}:
-        _create(execute, "claims", claims.CLAIMS, values)
-        _create(execute, "told", claims.TOLD, values)
-        _create(execute, "whole", claims.WHOLE, values)
-        _create(execute, "shares", claims.SHARES, values)
-        _create(execute, "claimed", _CLAIMED, values)
-        _create(execute, "levels", _LEVELS if "joint" in kinds else _NO_LEVELS, values)
-    for kind, sql in _ROWS.items():
-        if kind in kinds:
-            insert = f"INSERT INTO {into} BY NAME {sql}"
-            execute(insert, slices.bound_values(insert, values))
+        levels = _LEVELS if "joint" in kinds else _NO_LEVELS
+        steps |= _CLAIMING | {"levels": levels}
+    with_steps = ", ".join(f"cell_{name} AS MATERIALIZED ({sql})" for name, sql in steps.items())
+    cells = " UNION ALL BY NAME ".join(f"({sql})" for kind, sql in _ROWS.items() if kind in kinds)
+    insert = f"WITH {with_steps} INSERT INTO {into} BY NAME {cells}"
+    execute(insert, slices.bound_values(insert, values))
 
 
 def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
@@ -198,22 +204,27 @@ def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
 def prepare(
     execute: Execute, buckets: Sequence[Run], reach: timedelta, stale_after: timedelta, of: str = "TRUE"
 ) -> dict[str, Any]:
-    """Makes the tables of samples, what they stand for, and their users; of those GPUs for which a condition
+    """Makes temporary tables of samples, what they stand for, and their users; of those GPUs for which a condition
     holds. Gives the parameters of what is made of them."""
-    windows = slices.windows_of(buckets, reach)
-    values = slices.parameters(buckets, windows, stale_after)
-    _create(execute, "ticks", slices.ticks(windows, claims.SAMPLE_COLUMNS, of), values)
-    _create(execute, "places", _PLACES, values)
-    _create(execute, "stands", slices.STANDS, values)
-    _create(execute, "spans", slices.SPANS, values)
-    _create(execute, "slices", claims.SLICES, values)
-    _create(execute, "users", claims.users(windows, of), values)
+    values, steps = _steps(buckets, reach, stale_after, of)
+    for name, sql in steps.items():
+        create = f"CREATE OR REPLACE TEMP TABLE cell_{name} AS {sql}"
+        execute(create, slices.bound_values(create, values))
     return values
 
 
-def _create(execute: Execute, name: str, sql: str, values: Mapping[str, Any]) -> None:
-    create = f"CREATE OR REPLACE TEMP TABLE cell_{name} AS {sql}"
-    execute(create, slices.bound_values(create, values))
+def _steps(
+    buckets: Sequence[Run], reach: timedelta, stale_after: timedelta, of: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    windows = slices.windows_of(buckets, reach)
+    return slices.parameters(buckets, windows, stale_after), {
+        "ticks": slices.ticks(windows, claims.SAMPLE_COLUMNS, of),
+        "places": _PLACES,
+        "stands": slices.STANDS,
+        "spans": slices.SPANS,
+        "slices": claims.SLICES,
+        "users": claims.users(windows, of),
+    }
 
 
 def sight(execute: Execute, stretches: Sequence[Run], into: str) -> None:
