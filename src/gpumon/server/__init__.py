@@ -4,10 +4,10 @@ serve, app, api     HTTP; settings (every key), metrics and exposition (Promethe
 engine              all that is not HTTP, opened, kept up and closed in order
 decode, accept      from the bytes of a request to rows of the CSVs; labels (chosen labels, when they are new)
 ingest              the queue in front of the disk and its one writer; journal (what is committed)
-csvlog              the daily CSV files, the truth; parts, healing, disk, days (names of files), retention, tables (the
-                    three)
-index               all that is made of the CSVs: store (the database), catchup, arrivals and loading (how rows get
-                    there), sealer, sealing and shelf (days as Parquet), rolling and touched (rollups of accounts)
+csvlog              the daily CSV files, the truth; parts, healing, disk, days (names of files), retention, tables
+                    (the three kinds)
+index               all that is made of the CSVs: store (the database), catchup, arrivals and loading (how rows
+                    get there), sealer, sealing, shelf (days as Parquet), rolling, touched (rollups of accounts)
 reader              the old program's questions; queries, figures
 accounts            whose the GPUs' time, energy and money were, and who is on them now; desk (where it asks)
 exporting           rows out of it; importing (CSVs of elsewhere into it), dayfiles (the CSVs themselves)

@@ -91,6 +91,3 @@ no more."""
 CELL_COLUMNS: Final = tuple(column.name for column in COLUMNS)
 CREATE_CELLS: Final = f"({', '.join(f'{column.name} {column.sql_type}' for column in COLUMNS)})"
 """For CREATE TABLE; Parquet files have the same columns."""
-
-CELL_ORDER: Final = "kind, bucket, subject"
-"""For ORDER BY, where cells are written to a file: questions ask for few kinds, and a stretch of time."""

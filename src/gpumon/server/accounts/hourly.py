@@ -4,7 +4,7 @@ stretch of time they say the same, so that it makes no difference to an answer w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from gpumon.server.accounts.cells import COLUMNS, LEVEL_KEYS
 from gpumon.server.accounts.desk import Run
@@ -33,18 +33,29 @@ _LEVEL: Final = "CASE " + " ".join(
 _PEAKS: Final = "sum(there) AS there, max(active_peak) AS active_peak, max(memory_peak) AS memory_peak"
 
 
+MOST_CELLS: Final = 50_000
+"""Put together at once: some 1 KB each. Of more, one part of the GPUs after the other."""
+
+
 def hours_of(execute: Execute, hours: Sequence[Run], fine: str, into: str) -> None:
     """Adds the cells of the whole hours in these stretches of time to a table, from a relation with all their fine
     cells."""
-    for of, to in hours:
-        execute(_sql(fine, into, "date_trunc('hour', bucket)"), {"of": of, "to": to})
+    for stretch in hours:
+        _put_together(execute, stretch, fine, into, "date_trunc('hour', bucket)")
 
 
 def whole_of(execute: Execute, stretch: Run, cells: str, into: str) -> None:
     """Adds to a table the one cell of all of a stretch of time, as of a day, from a relation with its cells of
     hours, or its fine ones: its `bucket` is the stretch's start."""
-    of, to = stretch
-    execute(_sql(cells, into, "CAST($of AS TIMESTAMP)"), {"of": of, "to": to})
+    _put_together(execute, stretch, cells, into, "CAST($of AS TIMESTAMP)")
+
+
+def _put_together(execute: Execute, stretch: Run, cells: str, into: str, bucket: str) -> None:
+    values: dict[str, Any] = dict(zip(("of", "to"), stretch, strict=True))
+    ((rows,),) = execute(f"SELECT count(*) FROM {cells} WHERE bucket >= $of AND bucket < $to", values)
+    parts = 1 + rows // MOST_CELLS
+    for part in range(parts):
+        execute(_sql(cells, into, bucket), values | {"parts": parts, "part": part})
 
 
 def _sql(cells: str, into: str, bucket: str) -> str:
@@ -61,7 +72,7 @@ def _sql(cells: str, into: str, bucket: str) -> str:
         INSERT INTO {into} BY NAME
         WITH parts AS MATERIALIZED (
             SELECT * REPLACE ({bucket} AS bucket), hash({", ".join(PLACE)}) AS place
-            FROM {cells} WHERE bucket >= $of AND bucket < $to
+            FROM {cells} WHERE bucket >= $of AND bucket < $to AND hash({", ".join(PLACE)}) % $parts = $part
         ),
         added AS (
             SELECT bucket, kind, subject, any_value(place) AS place, {_KEYS}, {_ADDED}

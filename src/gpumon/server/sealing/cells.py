@@ -6,20 +6,23 @@ Beside the day's sealed rows there are, in the folder that it writes to, `other_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from gpumon.server.accounts.cells import CELL_ORDER, CREATE_CELLS, FINE, HOUR
+from gpumon.server.accounts.cells import CREATE_CELLS, FINE, HOUR
 from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.hourly import hours_of, whole_of
-from gpumon.server.accounts.rolling import parts_of, roll
-from gpumon.server.database import Database, Rows
+from gpumon.server.accounts.rolling import Execute, parts_of, roll
+from gpumon.server.database import Database, DatabaseError, Rows
 from gpumon.server.manifest import MANIFEST, CellsManifest, outputs_of
 from gpumon.server.relations import SEALABLE, quoted, sealed_rows
+from gpumon.server.sealing.sorting import ROW_GROUP
+
+_FORM: Final = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}"
 
 
 class CellsJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="cells"):
@@ -41,7 +44,7 @@ def seal_cells(job: CellsJob) -> dict[str, Any]:
     """Does the job; gives the folder, which is not published yet. Raises StorageError or OSError."""
     folder = Path(job.folder)
     work = folder / "work.duckdb"
-    database = Database.open(work, memory_mb=job.memory_mb, threads=2, temp_folder=folder / "tmp", disposable=True)
+    database = Database.open(work, memory_mb=job.memory_mb, threads=1, temp_folder=folder / "tmp", disposable=True)
     try:
         _make(database, job, folder)
     finally:
@@ -82,13 +85,21 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
         execute(f"CREATE TABLE {name} {CREATE_CELLS}")
     buckets, hours = runs_within(job.begin, job.end)
     for part in parts_of(execute, buckets):
-        roll(execute, part, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
+        _roll(execute, job, part)
+    hours_of(execute, hours, "fine", "hours")
     if hours:
-        whole = (hours[0][0], hours[-1][1])
-        hours_of(execute, [whole], "fine", "hours")
-        whole_of(execute, whole, "hours", "days")
-    for name in ("fine", "hours", "days"):
-        execute(
-            f"COPY (FROM {name} ORDER BY {CELL_ORDER}) TO {quoted(str(folder / f'{name}.parquet'))} "
-            "(FORMAT parquet, COMPRESSION zstd)"
-        )
+        whole_of(execute, (hours[0][0], hours[-1][1]), "hours", "days")
+    for name in ("fine", "hours", "days"):  # as they were made: in the order of time, nearly
+        execute(f"COPY {name} TO {quoted(str(folder / f'{name}.parquet'))} ({_FORM})")
+
+
+def _roll(execute: Execute, job: CellsJob, buckets: Sequence[Run]) -> None:
+    """How much memory it takes depends on who shares what: where it is not enough, half of it at a time."""
+    try:
+        roll(execute, buckets, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
+    except DatabaseError as error:
+        if not error.out_of_memory or len(buckets) == 1:
+            raise
+        half = len(buckets) // 2
+        _roll(execute, job, buckets[:half])
+        _roll(execute, job, buckets[half:])
