@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,15 @@ import pytest
 
 from gpumon.model.fields import CSV_COLUMNS
 from gpumon.server import manifest
+from gpumon.server.accounts import hourly, rolling
+from gpumon.server.accounts.desk import Run
+from gpumon.server.accounts.rolling import Execute
+from gpumon.server.database import DatabaseError
 from gpumon.server.manifest import RawManifest
+from gpumon.server.relations import SEALABLE
+from gpumon.server.sealing import cells as cells_module
 from gpumon.server.sealing import filling, sorting
+from gpumon.server.sealing.cells import CellsJob, seal_cells
 from gpumon.server.sealing.filling import FilesChanged, WantedFile
 from gpumon.server.sealing.raw import RawJob, seal_raw
 from gpumon.server.tables import POD_USAGE, SAMPLES, Table
@@ -248,6 +255,48 @@ def test_files_that_are_not_what_they_were_are_not_sealed_and_nothing_is_left(tm
     with pytest.raises(FilesChanged, match=SAMPLES_FILE):
         seal_raw(job)
     assert list((tmp_path / ".gpumon" / "sealed" / "20261124").iterdir()) == []
+
+
+def cells_of(folder: Path, rows: Path, of: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Seals the accounts of `a_day`, and gives what is in each file, whatever its order."""
+    target = folder / of
+    target.mkdir()
+    with duckdb.connect() as database:
+        for table in SEALABLE:
+            none = f"SELECT * FROM read_parquet('{rows / f'{table.name}.parquet'}') LIMIT 0"
+            database.execute(f"COPY ({none}) TO '{target / f'other_{table.name}.parquet'}'")
+    begin = datetime(2026, 11, 23, 18, 30)
+    seal_cells(
+        CellsJob(
+            day=DAY, rows=str(rows), folder=str(target), stamp="s", begin=begin, end=begin + timedelta(days=1),
+            reach=120.0, stale_after=120.0, memory_mb=160,
+        )
+    )  # fmt: skip
+    return {
+        name: sorted(map(repr, rows_in(target / f"{name}.parquet", "* EXCLUDE (file_row_number)")))
+        for name in ("fine", "hours", "days")
+    }
+
+
+def test_accounts_that_need_more_memory_than_there_is_are_made_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_day(tmp_path)
+    rows, _ = seal(tmp_path)
+    at_once = cells_of(tmp_path, rows, "at-once")
+    refused = []
+
+    def roll(execute: Execute, buckets: list[Run], *given: Any) -> None:
+        if len(buckets) > 2:
+            refused.append(buckets)
+            raise DatabaseError(duckdb.OutOfMemoryException("failed to allocate"))
+        rolling.roll(execute, buckets, *given)
+
+    monkeypatch.setattr(cells_module, "roll", roll)
+    monkeypatch.setattr(hourly, "MOST_CELLS", 2)
+    assert all(at_once.values())
+    assert cells_of(tmp_path, rows, "by-pieces") == at_once
+    assert refused
 
 
 def run_worker(job: Any) -> subprocess.Popen[bytes]:
