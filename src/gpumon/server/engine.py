@@ -35,8 +35,8 @@ from gpumon.tasks import Task
 
 log = logging.getLogger(__name__)
 
-REFRESH_SECONDS = 2.0
 REOPEN_SECONDS = 5.0
+ROLLING_SECONDS = 2.0
 SEALING_SECONDS = 2.0
 FIRST_LOAD_SECONDS = 3.0
 QUERY_PATIENCE_SECONDS = 2.0
@@ -107,7 +107,7 @@ class Engine:
             sync_interval_seconds=performance.file_sync_interval,
         )
         store = self.index.store
-        refresh = partial(self.index.catchup.refresh, QUERY_PATIENCE_SECONDS)
+        refresh = partial(self.index.catchup.refresh_for_query, QUERY_PATIENCE_SECONDS)
         self._reader = Reader(
             store, refresh, self._zone, now, max_range_days=limits.max_range_days, stale_after=stale_after
         )
@@ -128,6 +128,7 @@ class Engine:
         )
         self.closed_because: str | None = "the server is starting; try again in a moment"
         self._upkeep = Task("upkeep", self._keep_up)
+        self._rolling = Task("rolling", self._keep_rolled)
         self._sealing = Task("sealing", self._keep_sealed)
 
     def open(self, *, upkeep: bool = True) -> None:
@@ -137,6 +138,7 @@ class Engine:
         if not upkeep:
             return
         self._upkeep.start()
+        self._rolling.start()
         self._sealing.start()
         if self.closed_because is None:
             # Most stores are loaded by then, and the first query finds everything.
@@ -144,9 +146,11 @@ class Engine:
 
     def close(self) -> None:
         """Stops the upkeep, writes what waits, closes store and files."""
-        self._sealing.stopping.set()
-        self._upkeep.stop(timeout_seconds=30)
-        self._sealing.stop(timeout_seconds=30)
+        tasks = (self._upkeep, self._rolling, self._sealing)
+        for task in tasks:
+            task.stopping.set()
+        for task in tasks:
+            task.stop(timeout_seconds=30)
         if self.closed_because is None:
             self._ingest.stop()
             self.index.catchup.refresh()  # so that the next start has nothing to load
@@ -248,15 +252,20 @@ class Engine:
         while not stopping.wait(pause):
             if self.closed_because is not None and pause:
                 self._try_to_open()
-            pause = REFRESH_SECONDS if self.closed_because is None else REOPEN_SECONDS
+            pause = REOPEN_SECONDS
             if self.closed_because is not None:
                 continue
             self.index.catchup.refresh()
-            self.index.roll_due(stopping)
+            pause = self.index.catchup.pause_seconds
             if time.monotonic() >= next_housekeeping:
                 next_housekeeping = time.monotonic() + self._housekeeping_seconds
                 self.tidy_now()
                 gc.collect()
+
+    def _keep_rolled(self, stopping: threading.Event) -> None:
+        while not stopping.wait(ROLLING_SECONDS):
+            if self.closed_because is None:
+                self.index.roll_due(stopping)
 
     def _keep_sealed(self, stopping: threading.Event) -> None:
         while not stopping.wait(SEALING_SECONDS):

@@ -28,8 +28,10 @@ class Figures:
         self.total += other.total
         self.readings += other.readings
         self.minutes += other.minutes
-        self.low = min((x for x in (self.low, other.low) if x is not None), default=None)
-        self.high = max((x for x in (self.high, other.high) if x is not None), default=None)
+        if other.low is not None and (self.low is None or other.low < self.low):
+            self.low = other.low
+        if other.high is not None and (self.high is None or other.high > self.high):
+            self.high = other.high
 
 
 def by_day(by_hour: dict[tuple[date, int], Figures]) -> dict[date, Figures]:

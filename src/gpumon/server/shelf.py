@@ -83,7 +83,7 @@ class Shelf:
         """The sealed days with rows whose cells are missing or out of date, oldest first."""
         return sorted(
             day
-            for day, raw in self.days.items()
+            for day, raw in list(self.days.items())  # from any thread
             if raw.has_rows and (day not in self.cells or day in self.spoiled)
         )
 
