@@ -3,8 +3,8 @@
     python -m bench.queries [FOLDER] [--gpus 200] [--days 30] [--step 10] [--unsealed]
 
 Of the data in FOLDER, or generated (`bench.fleet`) where it is empty or not given: 51.8 M samples by default, and
-today's up to now. A server process is started over it; it is measured once it is ready and has sealed every day
-before today. 200 requests each over one kept-alive connection, one after the other; names, GPUs and dates change
+today's up to now. A server process is started over it; it is measured once it is ready, has sealed every day
+before today and has nothing more to do. 200 requests each over one kept-alive connection, one after the other; names, GPUs and dates change
 from one to the next where a user's would. Then again while `bench.sending` posts 4,000 rows a second. `first` is
 the first answer, with nothing warm; a target is of p95.
 """
@@ -215,6 +215,7 @@ def main() -> None:
         server = stack.enter_context(served(folder))
         scene = scene_of(server)
         sealed = 0.0 if options.unsealed else server.wait_until_sealed(scene.days)
+        server.wait_until_idle()
         print(machine())
         csv_bytes, own_bytes = size_of(folder, "*.csv*"), size_of(folder / ".gpumon", "*")
         print(f"{len(scene.gpus)} GPUs, {scene.days} days and today: {csv_bytes / 1e9:.2f} GB of CSV, "
