@@ -1,0 +1,62 @@
+"""When a row is in the answers: at once, or within half a second where much comes in all the time."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gpumon.server import catchup as catchup_module
+from tests.samples import full_sample
+from tests.server.test_sealed_answers import Client, served
+
+NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
+
+
+def post(client: Client, second: int) -> None:
+    row = full_sample(timestamp=f"2026-11-22 02:00:{second:02d}", sampled_at=f"2026-11-22T02:00:{second:02d}Z")
+    assert client.post("/api/receive-data", json=row).status_code == 200
+
+
+def counted(client: Client) -> int:
+    samples: int = client.post("/api/gpu/statistics", json={}).json()["data"]["samples"]
+    return samples
+
+
+def test_a_row_is_in_the_answers_when_its_sender_has_been_told_200(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, _):
+        for second in range(5):
+            post(client, second)
+            assert counted(client) == second + 1
+
+
+def test_where_much_comes_in_no_query_waits_for_the_last_half_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catchup_module, "_BUSY_BYTES_A_SECOND", 1)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        catchup = engine.index.catchup
+        for second in range(2):  # one load alone may be a file that was put into the folder
+            post(client, second)
+            assert counted(client) == second + 1
+        assert catchup.pause_seconds < 0.5
+        monkeypatch.setattr(catchup_module, "_BUSY_REFRESH_SECONDS", 60.0)
+        post(client, 2)
+        assert counted(client) == 2
+        monkeypatch.setattr(catchup_module, "_BUSY_REFRESH_SECONDS", 0.0)
+        time.sleep(0.01)
+        assert counted(client) == 3
+
+
+def test_it_is_not_busy_any_more_when_nothing_comes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup_module, "_BUSY_BYTES_A_SECOND", 1)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        for second in range(2):
+            post(client, second)
+            counted(client)
+        engine.index.catchup.refresh()
+        assert engine.index.catchup.pause_seconds == catchup_module.REFRESH_SECONDS
