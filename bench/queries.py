@@ -2,11 +2,11 @@
 
     python -m bench.queries [FOLDER] [--gpus 200] [--days 30] [--step 10] [--unsealed]
 
-Of the data in FOLDER, or generated (`bench.fleet`) where it is empty or not given: 51.8 M samples by default, and
-today's up to now. A server process is started over it; it is measured once it is ready, has sealed every day before
-today and has nothing more to do. 200 requests each over one kept-alive connection, one after the other; names, GPUs
-and dates change from one to the next where a user's would. Then again while `bench.sending` posts 4,000 rows a
-second. `first` is the first answer, with nothing warm; a target is of p95.
+Of the data in FOLDER, or generated (`bench.fleet`) where it is empty or not given: 51.8 M samples by default,
+and today's up to now. A server process is started over it; it is measured once it is ready, has sealed every
+day before today and has nothing more to do. 200 requests each over one kept-alive connection, one after the
+other; names, GPUs and dates change from one to the next where a user's would. Then again while `bench.sending`
+posts 4,000 rows a second. `first` is the first answer, with nothing warm; a target is of p95.
 """
 
 from __future__ import annotations
