@@ -244,8 +244,13 @@ def test_one_export_at_a_time_and_small_questions_beside_it(
     full: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "WAIT_SECONDS", 0.1)
-    with full.stream("GET", "/api/export", params=RANGE) as first:
-        assert next(first.iter_raw(10))
+    url = urlsplit(str(full.base_url))
+    asked = "&".join(f"{name}={value}" for name, value in RANGE.items())
+    with socket.socket() as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else all of it may be on its way at once
+        first.connect((url.hostname, url.port))
+        first.sendall(f"GET /api/export?{asked} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert first.recv(12) == b"HTTP/1.1 200"
         second = full.get("/api/export", params=RANGE)
         assert (second.status_code, second.json()["error_code"]) == (503, "HTTP_503")
         assert "one at a time" in second.json()["detail"]
