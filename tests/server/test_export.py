@@ -7,6 +7,7 @@ import io
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -196,11 +197,10 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server with some hundred thousand rows."""
     folder = tmp_path_factory.mktemp("full") / "data"
     many(folder, ROWS)
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        serving(settings_for(folder, performance={"query_memory_mb": 128})) as client,
-    ):
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(Index, "roll_due", lambda *_: None)  # the memory is the exports'
+        client = stack.enter_context(serving(settings_for(folder, performance={"query_memory_mb": 128})))
         until(lambda: client.get("/ready").status_code == 200)
         client.folder = folder  # type: ignore[attr-defined]
         yield client
