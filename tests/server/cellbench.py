@@ -99,11 +99,15 @@ class BenchReading:
         self._bench = bench
         self._cursor = cursor
 
+    @property
+    def reach(self) -> timedelta:
+        return self._bench.reach
+
     def select(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         return self._cursor.execute(sql, dict(parameters or {})).fetchall()
 
     def coverage(self, start: datetime, end: datetime) -> Coverage:
-        return Coverage(self._bench.hours, self._bench.fine, self._bench.reach, self._bench.days)
+        return Coverage(self._bench.hours, self._bench.fine, self._bench.days)
 
     def rows_of(self, windows: Sequence[Run]) -> None:
         where = " OR ".join(f"sampled_at BETWEEN '{of}' AND '{to}'" for of, to in windows) or "FALSE"

@@ -27,7 +27,6 @@ def runs(*texts: str) -> list[Run]:
 KNOWN = Coverage(
     hours=runs("5:00:00 7:00:00", "7:02:00 7:05:00"),
     fine=runs("5:00:00 7:05:00"),
-    reach=timedelta(),
     days=runs("5:00:00 6:00:00", "6:00:00 7:00:00"),
 )
 

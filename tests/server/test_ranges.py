@@ -40,6 +40,21 @@ def test_last_ends_now(last: str | None, length: timedelta) -> None:
 
 
 @pytest.mark.parametrize(
+    ("last", "start"),
+    [
+        ("24h", utc(2026, 11, 23, 12, 3, 20)),
+        ("25h", utc(2026, 11, 23, 11, 0)),
+        ("7d", utc(2026, 11, 17, 12, 0)),
+    ],
+)
+def test_more_than_a_day_begins_where_what_is_kept_begins(last: str, start: datetime) -> None:
+    now = utc(2026, 11, 24, 12, 3, 20)
+    kept = timedelta(minutes=5)
+    asked = span_of(None, None, last, now=now, zone=TAIPEI, max_days=366, kept=kept)
+    assert asked == Span(start, now)
+
+
+@pytest.mark.parametrize(
     ("start", "end", "expected"),
     [
         ("2026-11-24T08:00:00Z", "2026-11-24T09:00:00Z", (utc(2026, 11, 24, 8), utc(2026, 11, 24, 9))),

@@ -46,8 +46,7 @@ HOURS_CREATE: Final = ", ".join(f"{name} {_SHAPE[name]}" for name in OF_HOURS)
 """The same of all GPUs together."""
 
 LEVELS_CREATE: Final = (
-    "client_name VARCHAR, gpu_id BIGINT, gpu_uuid VARCHAR, node VARCHAR, gpu_name VARCHAR, value DOUBLE, "
-    "readings BIGINT"
+    ", ".join(f"{name} {_SHAPE[name]}" for name in PLACE) + ", levels STRUCT(value DOUBLE, readings BIGINT)[]"
 )
 
 
@@ -65,11 +64,14 @@ def readings_of(samples: str) -> str:
 
 def levels_of(readings: str) -> str:
     """SQL for how often each GPU had which utilisation, of a relation like the rollup with `histogram`, a map of
-    value to count."""
+    value to count: a row for each, with a list."""
+    named = ", ".join(PLACE)
     return f"""
-        SELECT {", ".join(PLACE)}, entry.key AS value, CAST(sum(entry.value) AS BIGINT) AS readings
-        FROM (SELECT {", ".join(PLACE)}, unnest(map_entries(histogram)) AS entry FROM {readings})
-        GROUP BY {", ".join(PLACE)}, value"""
+        SELECT {named}, list({{'value': value, 'readings': readings}}) AS levels
+        FROM (SELECT {named}, entry.key AS value, CAST(sum(entry.value) AS BIGINT) AS readings
+              FROM (SELECT {named}, unnest(map_entries(histogram)) AS entry FROM {readings})
+              GROUP BY {named}, value)
+        GROUP BY {named}"""
 
 
 def added_up(readings: str, by: Sequence[str]) -> str:

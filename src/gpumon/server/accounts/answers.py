@@ -18,6 +18,7 @@ from gpumon.clock import Now, to_wire
 from gpumon.errors import QueryError
 from gpumon.server import queries
 from gpumon.server.accounts import current, idle, ledger, series, usage, utilization
+from gpumon.server.accounts.cells import FINE
 from gpumon.server.accounts.desk import Desk, Reading, Rows
 from gpumon.server.accounts.gathering import Gathered, gather
 from gpumon.server.accounts.groups import grouping
@@ -110,8 +111,7 @@ class Answers:
         length = series.step_of(step, span)
         edges = series.edges_of(span, length, self._zone)
         with self._reading() as reading:
-            known = reading.coverage(utc(span.start), utc(span.end))
-            windows = windows_of([(utc(span.start), utc(span.end))], known.reach)
+            windows = windows_of([(utc(span.start), utc(span.end))], reading.reach)
             reading.rows_of(windows)
             rows = _select(reading, series.select_series(wanted, span, edges, windows, self._stale_after))
         return {"range": _range(span)} | series.series_of(rows, wanted, edges, length)
@@ -165,6 +165,7 @@ class Answers:
             now=self._now(),
             zone=self._zone,
             max_days=self._max_range_days,
+            kept=FINE,
         )
 
 

@@ -21,17 +21,20 @@ Run = tuple[datetime, datetime]
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """Of which stretches of time there are valid cells: `days` are a cell each, from any hour to any other;
-    `hours` and `fine` are runs of whole buckets. Each in order and disjoint. A row that stands for longer than
-    `reach`, or without an interval of its own and further than that from the one before, there is not."""
+    `hours` and `fine` are runs of whole buckets. Each in order and disjoint."""
 
     hours: Sequence[Run]
     fine: Sequence[Run]
-    reach: timedelta
     days: Sequence[Run] = ()
 
 
 class Reading(Protocol):
     """One connection and one snapshot. Temporary tables that are made on it are its own."""
+
+    @property
+    def reach(self) -> timedelta:
+        """A row that stands for longer, or without an interval of its own and further than that from the one
+        before, there is not."""
 
     def select(self, sql: str, parameters: Mapping[str, Any] = ...) -> Rows:
         """Runs a statement; gives its rows. Raises QueryError."""

@@ -21,6 +21,7 @@ MOST_SAMPLES: Final = 300_000
 """Of raw rows about so many are divided at once, to bound the memory that it takes."""
 
 _CELL: Final = ", ".join(CELL_COLUMNS)
+_OF_PLACE: Final = f"{{{', '.join(f'{name!r}: {name}' for name in PLACE)}}}"
 
 FLEET: Final = f"""
     seen AS (
@@ -29,13 +30,10 @@ FLEET: Final = f"""
         FROM cells WHERE kind = 'place' GROUP BY subject
     ),
     fleet AS MATERIALIZED (
-        SELECT * REPLACE (covered_by_all AS covered)
-        FROM (SELECT *, {GPU_KEY} AS gpu_key, sum(covered) OVER (PARTITION BY {GPU_KEY}) AS covered_by_all,
-                     row_number() OVER (PARTITION BY {GPU_KEY}
-                                        ORDER BY last_at DESC NULLS LAST, client_name, gpu_id, node, gpu_name)
-                         AS place
-              FROM seen)
-        WHERE place = 1
+        SELECT unnest(newest), covered, gpu_key
+        FROM (SELECT {GPU_KEY} AS gpu_key, sum(covered) AS covered,
+                     arg_min({_OF_PLACE}, (last_at IS NULL, -epoch_us(last_at), {_OF_PLACE})) AS newest
+              FROM seen GROUP BY gpu_key)
     )"""
 """The GPUs that are accounted for, each at its newest place, with the seconds that samples cover."""
 
@@ -68,10 +66,10 @@ def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozense
     before = plan(start - KNOWN_FOR, start, known)
     within = plan(start, end, known)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
-    reading.rows_of(list(merged([*before.raw, *slices.windows_of(within.raw, known.reach)])))
+    reading.rows_of(list(merged([*before.raw, *slices.windows_of(within.raw, reading.reach)])))
     raw = list(rolling.pieces(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:
-        rolling.roll(reading.select, piece, known.reach, stale_after, "edge_cells", kinds | {"place"})
+        rolling.roll(reading.select, piece, reading.reach, stale_after, "edge_cells", kinds | {"place"})
     rolling.sight(reading.select, before.raw, "edge_cells")
     parameters: dict[str, Any] = {"start": start, "end": end, "wall": span.seconds, "labels_end": end + KNOWN_FOR}
     chosen = " UNION ALL ".join(
@@ -87,7 +85,7 @@ def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozense
         parameters,
         single=[*within.days, *(interval for piece in raw for interval in piece)],
         hours=within.hours,
-        reach=known.reach,
+        reach=reading.reach,
     )
 
 

@@ -1,12 +1,12 @@
 """By what answers are grouped: pods and what they belong to, GPUs and where they stand; pure.
 
-`summed` are the cells of a range added up by claim and place, the finest that any grouping needs; the groupings
-that are asked for are columns of `grouped`, so that whatever the grouping, the sums add up to the same.
+`told` is what the cells of a range say of claims, the finest that any grouping needs; the groupings that are asked
+for are columns of `grouped`, so that whatever the grouping, the sums add up to the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,26 +15,26 @@ from gpumon.server.accounts.cells import CLAIM, LEVELS
 from gpumon.server.accounts.slices import GPU_KEY, LABEL_VALUE, PLACE
 
 _DIMENSIONS: Final[dict[str, dict[str, str]]] = {
-    "pod": {"namespace": "summed.namespace", "pod": "summed.pod"},
+    "pod": {"namespace": "told.namespace", "pod": "told.pod"},
     "container": {
-        "namespace": "summed.namespace",
-        "pod": "summed.pod",
-        "container": "summed.container",
+        "namespace": "told.namespace",
+        "pod": "told.pod",
+        "container": "told.container",
     },
     "owner": {
-        "namespace": "summed.namespace",
-        "owner_kind": "summed.owner_kind",
-        "owner_name": "summed.owner_name",
+        "namespace": "told.namespace",
+        "owner_kind": "told.owner_kind",
+        "owner_name": "told.owner_name",
     },
-    "namespace": {"namespace": "summed.namespace"},
-    "node": {"node": "summed.node"},
+    "namespace": {"namespace": "told.namespace"},
+    "node": {"node": "told.node"},
     "gpu": {
         "gpu_uuid": "newest.gpu_uuid",
         "client_name": "newest.client_name",
         "gpu_id": "newest.gpu_id",
         "gpu_name": "newest.gpu_name",
     },
-    "model": {"gpu_name": "summed.gpu_name"},
+    "model": {"gpu_name": "told.gpu_name"},
 }
 """Grouping → name in the answer → column. A GPU is called what it was called last."""
 
@@ -67,7 +67,7 @@ class Grouping:
     def selected(self) -> str:
         """The columns of `grouped` that make the groups."""
         columns = [f"{column} AS key_{number}" for number, column in enumerate(self.columns)]
-        who = "summed.who" if self.by_claimant else "CAST(NULL AS VARCHAR)"
+        who = "told.who" if self.by_claimant else "CAST(NULL AS VARCHAR)"
         return ", ".join([*columns, f"{who} AS group_who"])
 
 
@@ -93,7 +93,7 @@ def grouping(text: str) -> Grouping:
     columns = tuple(keys.values())
     claim = [
         "who",
-        *(name for name in CLAIM if f"summed.{name}" in columns),
+        *(name for name in CLAIM if f"told.{name}" in columns),
         *(["namespace", "pod"] if joins else ()),
     ]
     levels = [LEVELS["pod"]] if joins else []
@@ -109,39 +109,36 @@ def grouping(text: str) -> Grouping:
     )
 
 
-_PEAKS: Final = {"there": "sum", "active_peak": "max", "memory_peak": "max"}
+_PEAKS: Final = ("there", "active_peak", "memory_peak")
 
 
-def grouped(by: Grouping, sums: Mapping[str, str], *, names: Iterable[str] = (), peaks: bool = False) -> str:
-    """The relations `summed`: sums of the range's `cells` by claim and place, the peaks of those who are together
-    at the grouping's level, and the time of which there is no sample; and `grouped`, these with the groups'
-    columns. `names` are further columns of the claims. Needs `fleet`. A part for each kind of row, since that is a
-    filter which files and tables know."""
-    claim = [*dict.fromkeys([*by.needs, *names])]
-    alone = {name: f"{how}(CASE WHEN level < {by.level} THEN {name} END)" for name, how in _PEAKS.items()}
-    together = {name: f"{how}({name})" for name, how in _PEAKS.items()}
-    parts = [_added("kind = 'claim'", claim, dict(sums) | (alone if peaks and by.level else {}))]
+def grouped(by: Grouping, figures: Iterable[str], *, names: Iterable[str] = (), peaks: bool = False) -> str:
+    """The relations `told`: what the range's `cells` say of claims, their peaks as those who are together at the
+    grouping's level, and the time of which there is no sample; and `grouped`, these with the groups' columns, to
+    be added up. `names` are further columns of the claims. Needs `fleet`. A part for each kind of row, since that
+    is a filter which files and tables know. The cells are added up once, by group: most claims are in a few cells
+    of a range, or else these are few, and to add them up by claim before takes longer than it saves."""
+    claim = [*PLACE, *dict.fromkeys([*by.needs, *names])]
+    alone = [f"CASE WHEN level < {by.level} THEN {name} END AS {name}" for name in _PEAKS]
+    parts = [_of_kind("kind = 'claim'", [*claim, *figures, *(alone if peaks and by.level else ())])]
     if peaks and by.level:
-        parts.append(_added(f"kind = 'joint' AND level = {by.level}", claim, together))
+        parts.append(_of_kind(f"kind = 'joint' AND level = {by.level}", [*claim, *_PEAKS]))
     elif peaks:
-        parts.append(_added("kind = 'whole'", claim, together))
+        parts.append(_of_kind("kind = 'whole'", [*claim, *_PEAKS]))
     parts.append(
         f"SELECT {', '.join(PLACE)}, 'nobody' AS who, greatest(0, $wall - covered) AS not_sampled FROM fleet"
     )
     return f"""
-    summed AS ({" UNION ALL BY NAME ".join(parts)}),
+    told AS ({" UNION ALL BY NAME ".join(parts)}),
     grouped AS MATERIALIZED (
-        SELECT summed.*, newest.gpu_key, newest.covered, {by.selected}
-        FROM (SELECT *, {GPU_KEY} AS gpu_key FROM summed) AS summed
+        SELECT told.*, newest.gpu_key, newest.covered, {by.selected}
+        FROM (SELECT *, {GPU_KEY} AS gpu_key FROM told) AS told
         JOIN fleet AS newest USING (gpu_key) {by.joins}
     )"""
 
 
-def _added(which: str, claim: Iterable[str], sums: Mapping[str, str]) -> str:
-    """SQL for sums of the rows of `cells` of one kind, by claim and place."""
-    named = ", ".join(f"any_value({name}) AS {name}" for name in (*PLACE, *claim))
-    added = ", ".join(f"{sql} AS {name}" for name, sql in sums.items())
-    return f"SELECT {named}, {added} FROM cells WHERE bucket >= $start AND {which} GROUP BY subject"
+def _of_kind(which: str, columns: Iterable[str]) -> str:
+    return f"SELECT {', '.join(columns)} FROM cells WHERE bucket >= $start AND {which}"
 
 
 def _join_label(number: int) -> str:
@@ -150,5 +147,5 @@ def _join_label(number: int) -> str:
         LEFT JOIN (SELECT namespace, pod, {LABEL_VALUE} AS value FROM pod_labels
                    WHERE label = $group_label_{number} AND pod IS NOT NULL AND sampled_at <= $labels_end
                    GROUP BY namespace, pod) AS label_{number}
-          ON label_{number}.namespace IS NOT DISTINCT FROM summed.namespace
-         AND label_{number}.pod = summed.pod"""
+          ON label_{number}.namespace IS NOT DISTINCT FROM told.namespace
+         AND label_{number}.pod = told.pod"""

@@ -25,7 +25,7 @@ def select_ledger(gathered: Gathered, by: Grouping) -> Query:
     sums = ", ".join(f"coalesce(sum({part}), 0)" for part in PARTS)
     used = " + ".join(f"coalesce(sum({part}), 0)" for part in _OF_USERS)
     sql = f"""
-        WITH {gathered.relations}, {grouped(by, {part: f"sum({part})" for part in CELL_PARTS})}
+        WITH {gathered.relations}, {grouped(by, CELL_PARTS)}
         SELECT {by.names}, count(DISTINCT gpu_key), {sums}, CAST(grouping(group_who) AS INTEGER) AS is_total
         FROM grouped GROUP BY GROUPING SETS (({by.names}), ())
         ORDER BY is_total, {used} DESC, {by.names}"""

@@ -26,11 +26,11 @@ class Plan:
 def plan(start: datetime, end: datetime, known: Coverage) -> Plan:
     """How to answer for [start, end): with as coarse cells as there are."""
     days = [(of, to) for of, to in known.days if start <= of and to <= end]
-    rest = _without([(start, end)], days)
+    rest = without([(start, end)], days)
     hours = whole_buckets(known.hours, rest, HOUR)
-    rest = _without(rest, hours)
+    rest = without(rest, hours)
     fine = whole_buckets(known.fine, rest, FINE)
-    return Plan(days, hours, fine, _without(rest, fine))
+    return Plan(days, hours, fine, without(rest, fine))
 
 
 def whole_buckets(runs: Sequence[Run], stretches: Sequence[Run], bucket: timedelta) -> list[Run]:
@@ -44,8 +44,8 @@ def whole_buckets(runs: Sequence[Run], stretches: Sequence[Run], bucket: timedel
     return sorted(found)
 
 
-def _without(stretches: Sequence[Run], taken: Sequence[Run]) -> list[Run]:
-    """What is left of stretches of time, which are in order, as what is taken of them."""
+def without(stretches: Sequence[Run], taken: Sequence[Run]) -> list[Run]:
+    """What is left of stretches of time; they, and what is taken of them, are in order and disjoint."""
     left = []
     for of, to in stretches:
         begin = of

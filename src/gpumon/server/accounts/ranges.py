@@ -3,7 +3,7 @@ instants in UTC.
 
 An instant is ISO 8601, with an offset or Z, or without one in the server's zone. A date is a whole day of the
 server's zone: as `start` its first moment, as `end` its last. `last` is a number and s, m, h, d or w, and ends
-now.
+now; what is longer than a day begins up to `kept` earlier, where what is kept added up begins.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from gpumon.errors import QueryError
@@ -18,6 +19,8 @@ from gpumon.server.days import local_midnight
 
 DEFAULT_LAST = "24h"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_EXACT: Final = timedelta(days=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _HOW = "write 2026-11-24, 2026-11-24T08:00 (the server's zone), 2026-11-24T08:00:00Z or with an offset as +08:00"
 
 
@@ -42,6 +45,7 @@ def span_of(
     now: datetime,
     zone: ZoneInfo,
     max_days: int,
+    kept: timedelta | None = None,
 ) -> Span:
     """The span that is asked for; its end is never after `now`. Nothing given is the last 24 hours; a start alone
     ends now. Raises QueryError where the words can't be understood, or the span is empty or longer than
@@ -52,7 +56,10 @@ def span_of(
         last = DEFAULT_LAST
     if last is not None:
         try:
-            begin, finish = now - duration("last", last), now
+            length = duration("last", last)
+            begin, finish = now - length, now
+            if kept is not None and length > _EXACT:
+                begin -= (begin - _EPOCH) % kept
         except OverflowError:
             raise QueryError(f"last = {last[:40]!r} reaches back beyond all calendars; ask for less") from None
     elif start is None:

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -105,7 +106,8 @@ def edges_of(span: Span, step: timedelta, zone: ZoneInfo) -> list[datetime]:
         days = days_between(first - step, last + step)
         edges = [local_midnight(day, zone) for day in days if (day.toordinal() - 1) % step.days == 0]
     else:
-        edges = sorted({edge for day in days_between(first, last) for edge in _edges_of_day(day, step, zone)})
+        days = days_between(first, last)
+        edges = sorted({edge for day in days for edge in _edges_of_day(day, step, zone, span)})
     return edges[bisect_right(edges, span.start) - 1 : bisect_left(edges, span.end) + 1]
 
 
@@ -137,15 +139,19 @@ def select_series(
             SELECT unnest(range(len($edges) - 1)) AS bucket, unnest($edges[:-2]) AS lower,
                    unnest($edges[2:]) AS upper
         ),
+        cut_readings AS (SELECT *, {_cut("begins", "ends")} FROM readings WHERE value IS NOT NULL),
+        cut_buckets AS (SELECT *, {_cut("lower", "upper")} FROM buckets),
         by_subject AS (
             SELECT bucket, subject, sum(value * (least(ends, upper) - greatest(begins, lower))) AS weighed,
                    sum(least(ends, upper) - greatest(begins, lower)) AS weight,
                    min(value) AS low, max(value) AS high, count(*) AS samples
-            FROM readings JOIN buckets ON begins < upper AND ends > lower
-            WHERE value IS NOT NULL GROUP BY bucket, subject
+            FROM cut_readings JOIN cut_buckets USING (piece)
+            WHERE begins < upper AND ends > lower AND piece = greatest(cut_readings.first, cut_buckets.first)
+            GROUP BY bucket, subject
         )
         SELECT bucket, {value}, CAST(sum(samples) AS BIGINT) FROM by_subject GROUP BY bucket ORDER BY bucket"""
     values["edges"] = [(edge - span.start).total_seconds() for edge in edges]
+    values["shortest"] = min((to - of).total_seconds() for of, to in pairwise(edges))
     whole = [(slices.utc(span.start), slices.utc(span.end))]
     return slices.bound(sql, slices.parameters(whole, windows, stale_after) | values)
 
@@ -205,6 +211,13 @@ def _readings(wanted: Wanted, conditions: str, windows: Sequence[Run]) -> str:
         )"""
 
 
+def _cut(begin: str, end: str) -> str:
+    """SQL for the pieces of time that are touched, each as long as the shortest bucket: to join by. By
+    inequalities alone it would be each with each."""
+    first, last = (f"CAST(floor({of} / $shortest) AS BIGINT)" for of in (begin, end))
+    return f"{first} AS first, unnest(range({first}, {last} + 1)) AS piece"
+
+
 def _conditions(wanted: Wanted) -> tuple[str, dict[str, Any]]:
     columns = {
         "gpu_uuid": "gpu_uuid",
@@ -223,7 +236,8 @@ def _is_counter(field: Field) -> bool:
     return field.metric is not None and field.metric.counter
 
 
-def _edges_of_day(day: date, step: timedelta, zone: ZoneInfo) -> Iterator[datetime]:
+def _edges_of_day(day: date, step: timedelta, zone: ZoneInfo, span: Span) -> Iterator[datetime]:
+    """All of a local day; of the many of short steps those around the span."""
     begin, end = local_midnight(day, zone), local_midnight(day + _DAY, zone)
     if step > timedelta(hours=1):
         begins = datetime.combine(day, time())
@@ -232,4 +246,6 @@ def _edges_of_day(day: date, step: timedelta, zone: ZoneInfo) -> Iterator[dateti
             for number in range(math.ceil(_DAY / step))
         )
     else:
-        yield from (begin + number * step for number in range(math.ceil((end - begin) / step)))
+        first, last = ((max(begin, min(edge, end)) - begin) / step for edge in (span.start, span.end))
+        of_day = math.ceil((end - begin) / step)
+        yield from (begin + number * step for number in range(int(first), min(math.ceil(last) + 1, of_day)))

@@ -31,7 +31,10 @@ MOST_NOTES: Final = 20
 _MIB_SECONDS: Final = 1024 * 3600
 _MJ: Final = 3.6e9
 
-_ADDED_UP: Final = ("allocated", "allocated_measured", "active_of_held", "used", "seconds", "memory", "energy")
+_FIGURES: Final = (
+    *CELL_PARTS, "allocated", "allocated_measured", "active_of_held", "used", "seconds", "memory", "energy",
+    "begins", "ends",
+)  # fmt: skip
 _ACCOUNTED: Final = " + ".join(f"coalesce({part}, 0)" for part in PARTS)
 
 _BY_METHOD: Final = tuple(f"method_{number}" for number in range(len(METHODS)))
@@ -50,36 +53,26 @@ def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...]) ->
         f"sum(seconds) FILTER (method = '{method}') AS {column}"
         for method, column in zip(METHODS, _BY_METHOD, strict=True)
     )
-    sums = {name: f"sum({name})" for name in (*CELL_PARTS, *_ADDED_UP)} | {
-        "begins": "min(begins)",
-        "ends": "max(ends)",
-    }
     sql = f"""
-        WITH {gathered.relations}, {grouped(by, sums, names=("namespace", "pod", "method"), peaks=True)},
+        WITH {gathered.relations}, {grouped(by, _FIGURES, names=("namespace", "pod", "method"), peaks=True)},
         {NODE_LABELS},
-        numbered AS MATERIALIZED (
-            SELECT *, {price} AS price, {_ACCOUNTED} AS accounted,
-                   dense_rank() OVER (ORDER BY {by.names}) AS number
-            FROM grouped
-        ),
-        backed AS (
-            SELECT number, sum(covered) AS covered, count(*) * $wall AS wall
-            FROM (SELECT DISTINCT number, gpu_key, covered FROM numbered) GROUP BY number
-        ),
+        priced AS MATERIALIZED (SELECT *, {price} AS price, {_ACCOUNTED} AS accounted FROM grouped),
         groups AS (
-            SELECT {by.names}, number, sum(allocated) AS allocated, sum(allocated_measured) AS allocated_measured,
+            SELECT {by.names}, sum(allocated) AS allocated, sum(allocated_measured) AS allocated_measured,
                    sum(active_of_held) AS active_of_held, sum(used) AS active,
                    sum(memory) AS memory, sum(energy) AS energy, sum(accounted * price) / 3600 AS cost,
                    sum(there) AS there, sum(used) AS active_there, max(active_peak) AS active_peak,
                    max(memory_peak) AS memory_peak, min(begins) AS begins, max(ends) AS ends, {by_method},
-                   count(DISTINCT gpu_key) AS gpus,
+                   count(DISTINCT gpu_key) AS gpus, gpus * $wall AS wall,
+                   list_sum([gpu.covered FOR gpu IN list(DISTINCT {{'key': gpu_key, 'covered': covered}})])
+                       AS covered,
                    count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS pods,
                    list(DISTINCT gpu_name) FILTER (price IS NULL) AS unpriced
-            FROM numbered GROUP BY {by.names}, number
+            FROM priced GROUP BY {by.names}
         )
         SELECT {by.names}, {", ".join(_COLUMNS)}
-        FROM groups LEFT JOIN backed USING (number),
-             (SELECT count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS all_pods FROM numbered),
+        FROM groups,
+             (SELECT count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS all_pods FROM priced),
              (SELECT count(*) AS all_gpus, sum(covered) AS all_covered FROM fleet)
         ORDER BY coalesce(allocated, 0) + coalesce(active, 0) DESC, {by.names}"""
     return slices.bound(sql, gathered.parameters | by.parameters | price_parameters)
@@ -104,21 +97,20 @@ def usage_of(
 ) -> dict[str, Any]:
     """The answer, of the rows of `select_usage`. The groups beyond `limit` are summed up in one of `who`
     "other"."""
-    found = [
-        (row[: len(by.keys)], row[len(by.keys)], dict(zip(_COLUMNS, row[len(by.keys) + 1 :], strict=True)))
-        for row in rows
-    ]
+    width = len(by.keys)
     entries = [
-        {"group": dict(zip(by.keys, keys, strict=True)), "who": who} | _figures(sums)
-        for keys, who, sums in found[:limit]
+        {"group": dict(zip(by.keys, row, strict=False)), "who": row[width]}
+        | _figures(dict(zip(_COLUMNS, row[width + 1 :], strict=True)))
+        for row in rows[:limit]
     ]
-    if len(found) > limit:
-        other = _together([sums for *_, sums in found[limit:]])
+    if len(rows) > limit:
+        other = _together(rows[limit:], width + 1)
         entries.append({"group": dict.fromkeys(by.keys), "who": "other"} | _figures(other))
-    first = found[0][2] if found else dict.fromkeys(_COLUMNS)
+    first = dict(zip(_COLUMNS, rows[0][width + 1 :], strict=True)) if rows else dict.fromkeys(_COLUMNS)
     gpus = first["all_gpus"] or 0
-    total = _together([sums for *_, sums in found]) | {"gpus": gpus, "pods": first["all_pods"] or 0}
-    unpriced = sorted({str(name) for *_, sums in found for name in sums["unpriced"] or ()})
+    total = _together(rows, width + 1) | {"gpus": gpus, "pods": first["all_pods"] or 0}
+    names = width + 1 + _COLUMNS.index("unpriced")
+    unpriced = sorted({str(name) for row in rows for name in row[names] or ()})
     if currency is not None and unpriced:
         notes = [*notes, f"[COST] prices has none for {', '.join(unpriced)}: they are not in cost"]
     return {
@@ -130,12 +122,14 @@ def usage_of(
     }
 
 
-def _together(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of several groups as those of one. Distinct GPUs and pods don't add up: they are left out."""
+def _together(rows: Sequence[tuple[Any, ...]], first: int) -> dict[str, Any]:
+    """The figures of several groups, which begin at the column `first`, as those of one. Distinct GPUs and pods
+    don't add up: they are left out."""
+    columns = dict(zip(_COLUMNS, list(zip(*rows, strict=True))[first:], strict=True)) if rows else {}
     whole: dict[str, Any] = dict.fromkeys(_COLUMNS)
     for names, combine in ((_ADDED, sum), (_HIGHEST, max), (("begins",), min)):
         for name in names:
-            there = [group[name] for group in groups if group[name] is not None]
+            there = [value for value in columns.get(name, ()) if value is not None]
             whole[name] = combine(there) if there else None
     return whole
 

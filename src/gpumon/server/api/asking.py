@@ -14,7 +14,10 @@ from gpumon.server.figures import trimmed
 
 START = "First instant: ISO 8601 (without an offset in the server's zone), or a date, which is its first moment."
 END = "End of the range, not included; a date is included to its last moment. Default: now."
-LAST = "A range that ends now, as 90s, 15m, 24h, 7d or 4w, in place of start and end. Default: 24h."
+LAST = (
+    "A range that ends now, as 90s, 15m, 24h, 7d or 4w, in place of start and end. Of more than a day it begins "
+    "at a whole five minutes. Default: 24h."
+)
 
 
 class RangeAsked(BaseModel):
