@@ -180,6 +180,19 @@ def test_metrics_have_the_servers_figures_and_a_fresh_gpus_readings_in_base_unit
     assert not re.search(r" (nan|NaN)$", text, re.MULTILINE)
 
 
+def test_names_in_the_metrics_are_what_they_were_sent_as(serve: Serve) -> None:
+    client = serve()
+    name = 'GPU "of\\n" C:\\Temp, {a="b"}'
+    client.post("/api/receive-data", json=serve_now_sample() | {"gpu_name": name}).raise_for_status()
+    found = {
+        s.labels["name"]
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for s in family.samples
+        if s.name == "gpumon_gpu_power_watts"
+    }
+    assert found == {name}
+
+
 def test_the_documentation_needs_no_other_host(serve: Serve) -> None:
     client = serve()
     for page in ("/docs", "/redoc"):

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from gpumon import __version__
 from gpumon.server.engine import Engine
-from gpumon.server.exposition import families, pod_families
+from gpumon.server.exposition import gpu_lines, pod_lines
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -21,6 +21,7 @@ class ServerMetrics:
     """Counts what the endpoints report, and asks the engine for the rest when it is scraped."""
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._registry = CollectorRegistry()
         self.rows_refused = Counter(
             "gpumon_server_rows_refused", "Samples refused as bad, by any sender.", registry=self._registry
@@ -47,7 +48,11 @@ class ServerMetrics:
 
     def render(self) -> tuple[bytes, str]:
         """(text, media type) of a scrape."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        text = generate_latest(self._registry)
+        if self._engine.not_ready_because is None:
+            reader = self._engine.reader
+            text += "".join((*gpu_lines(reader.latest()), *pod_lines(reader.latest_pods()))).encode()
+        return text, CONTENT_TYPE_LATEST
 
 
 class _EngineFigures(Collector):
@@ -88,6 +93,3 @@ class _EngineFigures(Collector):
             ("gpumon_server_store_behind", "1 while queries lack rows that are on disk.", int(counts.behind)),
         ):
             yield GaugeMetricFamily(name, help_text, value=value)
-        if engine.not_ready_because is None:
-            yield from families(engine.reader.latest())
-            yield from pod_families(engine.reader.latest_pods())

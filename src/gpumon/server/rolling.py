@@ -16,7 +16,7 @@ from gpumon.clock import Now
 from gpumon.server.accounts.cells import FINE, HOUR
 from gpumon.server.accounts.hourly import hours_of
 from gpumon.server.accounts.rolling import parts_of, roll
-from gpumon.server.database import Rows
+from gpumon.server.database import Database, Rows
 from gpumon.server.store import Store
 from gpumon.server.touched import HOT, Touched
 
@@ -76,18 +76,17 @@ class Roller:
         if due and not self._roll(hour, due):
             return 0
         if over:
-            with self._exclusively(), self._store.transaction():
-                there = self._origins(hour)
-                if len(there) == _BUCKETS and set(there.values()) == {HOT}:
-                    self._make_hour(hour)
-                if len(there) == _BUCKETS:
-                    self._touched.done([hour])
+            there = self._origins(hour)
+            if len(there) == _BUCKETS and (set(there.values()) != {HOT} or self._make_hour(hour)):
+                with self._exclusively(), self._store.transaction():
+                    if len(self._origins(hour)) == _BUCKETS:  # else rows came meanwhile
+                        self._touched.done([hour])
         return len(due)
 
-    def _origins(self, hour: datetime) -> dict[datetime, str]:
+    def _origins(self, hour: datetime, on: Database | None = None) -> dict[datetime, str]:
         with self._exclusively():
             return dict(
-                self._store.execute(
+                (on or self._store).execute(
                     "SELECT bucket, origin FROM rolled WHERE level = 'fine' AND bucket >= ? AND bucket < ?",
                     [hour, hour + HOUR],
                 )
@@ -121,18 +120,27 @@ class Roller:
                 beside.execute("COMMIT")
         return True
 
-    def _make_hour(self, hour: datetime) -> None:
-        store = self._store
-        store.execute(
-            "CREATE OR REPLACE TEMP TABLE rolling_fine AS SELECT * EXCLUDE (origin) FROM fine_cells "
-            "WHERE bucket >= ? AND bucket < ? AND origin = ?",
-            [hour, hour + HOUR, HOT],
-        )
-        store.execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM hour_cells LIMIT 0")
-        hours_of(self._execute, [(hour, hour + HOUR)], "rolling_fine", "rolling")
-        store.execute("DELETE FROM hour_cells WHERE bucket = ? AND origin = ?", [hour, HOT])
-        store.execute("INSERT INTO hour_cells SELECT *, ? FROM rolling", [HOT])
-        store.execute("INSERT INTO rolled VALUES (?, ?, 'hour', ?)", [hour, hour + HOUR, HOT])
+    def _make_hour(self, hour: datetime) -> bool:
+        """Makes the cells of an hour of its fine ones, as `_roll` does; False when these are others meanwhile."""
+        with self._store.beside() as beside:
 
-    def _execute(self, sql: str, parameters: object = None) -> Rows:
-        return self._store.execute(sql, parameters or ())  # type: ignore[arg-type]
+            def execute(sql: str, parameters: Mapping[str, object] | None = None) -> Rows:
+                return beside.execute(sql, parameters or ())
+
+            with self._exclusively():
+                moves = self._touched.moves
+                beside.execute("BEGIN")
+                origins = self._origins(hour, beside)  # the snapshot is of now
+            execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM hour_cells LIMIT 0")
+            fine = f"(SELECT * EXCLUDE (origin) FROM fine_cells WHERE origin = '{HOT}')"
+            hours_of(execute, [(hour, hour + HOUR)], fine, "rolling")
+            with self._exclusively():
+                if self._touched.since(moves, hour, hour + HOUR) or self._origins(hour) != origins:
+                    return False
+                # A server that was killed before `to_roll` was told has them already.
+                for table, what in (("hour_cells", "TRUE"), ("rolled", "level = 'hour'")):
+                    beside.execute(f"DELETE FROM {table} WHERE bucket = ? AND origin = ? AND {what}", [hour, HOT])
+                beside.execute("INSERT INTO hour_cells SELECT *, ? FROM rolling", [HOT])
+                beside.execute("INSERT INTO rolled VALUES (?, ?, 'hour', ?)", [hour, hour + HOUR, HOT])
+                beside.execute("COMMIT")
+        return True
