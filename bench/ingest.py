@@ -5,9 +5,11 @@
 Both servers (`bench.old_design` is the other) get the same prepared bodies from the same closed loop of 8
 connections, in turns, so that what else the machine does meets both. CPU time is the server process's own.
 gpumon's goes on until the rows are in its answers, which a query at the end of each turn waits for; the old
-design's ends with its answers, and its query, which reads every file anew, is timed apart. The old design knows
-thirteen fields, so ratios are those of old clients' samples; what gpumon's own agent sends, all fields and a pod
-on each GPU, stands below.
+design's ends with its answers. The old design knows thirteen fields, so ratios are those of old clients' samples;
+what gpumon's own agent sends, all fields and a pod on each GPU, stands below. At the end the same with somebody
+who looks: the statistics of all that is stored are asked for once a second, for which the old design reads every
+file anew. What is stored by then is what the turns before have sent, so that its ratio grows with the run, as it
+does with each day of a real server.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import timeit
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +38,7 @@ from bench.served import STOP_SECONDS, free_port, machine, served, wait_for
 from gpumon.model.fields import FIELDS
 
 CONNECTIONS = 8
+ASKED_EVERY_SECONDS = 1.0
 RECEIVE, STATISTICS = "/api/receive-data", "/api/gpu/statistics"
 
 
@@ -116,12 +120,15 @@ class Turns:
     wall: float = 0.0
     latencies: list[float] = field(default_factory=list)
 
-    def take(self, server: Server, body: bytes, seconds: float, *, until_answered: bool) -> None:
-        """One turn."""
+    def take(
+        self, server: Server, body: bytes, seconds: float, *, until_answered: bool, asked: bool = False
+    ) -> None:
+        """One turn; `asked`: the statistics are asked for meanwhile."""
         load = Load(server.port, CONNECTIONS)
         cpu, begin = server.cpu_seconds(), time.perf_counter()
-        latencies = load.closed((batch(body) for _ in itertools.count()), seconds)
-        self.wall += time.perf_counter() - begin
+        with asking(server) if asked else nullcontext():
+            latencies = load.closed((batch(body) for _ in itertools.count()), seconds)
+            self.wall += time.perf_counter() - begin
         if until_answered:
             query(load)
         self.cpu += server.cpu_seconds() - cpu
@@ -137,6 +144,26 @@ class Turns:
         p50, p99 = (percentile(self.latencies, share) * 1000 for share in (0.5, 0.99))
         rate = self.rows * len(self.latencies) / self.wall
         return f"{self.rows_per_cpu_second:>11,.0f} {rate:>9,.0f} {p50:>8.1f} {p99:>8.1f}"
+
+
+@contextmanager
+def asking(server: Server) -> Iterator[None]:
+    """Somebody asks for the statistics once a second, or as often as they come."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        load = Load(server.port, 1)
+        while not ended.wait(ASKED_EVERY_SECONDS):
+            query(load)
+        load.close()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def query(load: Load) -> float:
@@ -182,16 +209,27 @@ def measure(seconds: float, rounds: int, folder: Path) -> dict[int, float]:
                 agents.take(gpumon, full, seconds, until_answered=True)
             ratios[rows] = ours.rows_per_cpu_second / theirs.rows_per_cpu_second
             print(f"{rows:>12} {'old design, 13 fields':<27} {theirs}")
-            print(
-                f"{rows:>12} {'gpumon, 13 fields':<27} {ours}   {ratios[rows]:.1f} times the rows per CPU-second"
-            )
+            print(f"{rows:>12} {'gpumon, 13 fields':<27} {ours}   {_times(ours, theirs)}")
             print(f"{rows:>12} {'gpumon, its agent with pods':<27} {agents}")
+        print("and with the statistics of all that is stored asked for once a second")
+        for rows in (8, 80):
+            plain = json.dumps([old_sample(gpu) for gpu in range(rows)]).encode()
+            theirs, ours = Turns(rows), Turns(rows)
+            for _ in range(rounds):
+                theirs.take(old, plain, seconds, until_answered=False, asked=True)
+                ours.take(gpumon, plain, seconds, until_answered=True, asked=True)
+            print(f"{rows:>12} {'old design, 13 fields':<27} {theirs}")
+            print(f"{rows:>12} {'gpumon, 13 fields':<27} {ours}   {_times(ours, theirs)}")
         for name, server in (("old design", old), ("gpumon", gpumon)):
             load = Load(server.port, 1)
             took = statistics.median(query(load) for _ in range(3))
             load.close()
             print(f"{name}: the statistics of what it has stored by now take {took * 1000:,.0f} ms")
     return ratios
+
+
+def _times(ours: Turns, theirs: Turns) -> str:
+    return f"{ours.rows_per_cpu_second / theirs.rows_per_cpu_second:.1f} times the rows per CPU-second"
 
 
 def main() -> None:

@@ -103,8 +103,8 @@ def serving(plan: Plan, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         "LOGGING__LOG_API_REQUESTS": "false",
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GPUMON_")}
-    # As the image has it.
-    environment = inherited | {"MALLOC_ARENA_MAX": "2"} | {f"GPUMON_SERVER__{name}": value for name, value in own.items()}
+    environment = inherited | {f"GPUMON_SERVER__{name}": value for name, value in own.items()}
+    environment["MALLOC_ARENA_MAX"] = "2"  # as the image has it
     process = subprocess.Popen(command("serve", plan), env=environment)
     try:
         wait_for(plan.port, "/ready", process, STOP_SECONDS)
