@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from gpumon.server import manifest
-from gpumon.server.manifest import CellsManifest, RawManifest, SealedFile
+from gpumon.server.manifest import CellsManifest, RawManifest, SealedFile, Stamps
 
 DAY = date(2026, 11, 24)
+STAMPS = Stamps("raw", "readings", "cells", 120.0)
 
 
 def raw_folder(root: Path, content: bytes = b"rows", stamp: str = "raw", number: int = 1) -> Path:
@@ -21,6 +22,7 @@ def raw_folder(root: Path, content: bytes = b"rows", stamp: str = "raw", number:
         (folder / name).write_bytes(content)
     said = RawManifest(
         stamp=stamp,
+        readings_stamp="readings",
         day=DAY,
         files=[SealedFile("gpu_metrics_20261124.csv", 10, 20, 1)],
         damaged=0,
@@ -42,7 +44,13 @@ def cells_folder(root: Path, raw: str) -> Path:
     (folder / "fine.parquet").write_bytes(b"cells")
     run = (datetime(2026, 11, 24), datetime(2026, 11, 24, 1))
     said = CellsManifest(
-        stamp="cells", day=DAY, raw=raw, fine=[run], hours=[run], outputs=manifest.outputs_of(folder)
+        stamp="cells",
+        stale_after=120.0,
+        day=DAY,
+        raw=raw,
+        fine=[run],
+        hours=[run],
+        outputs=manifest.outputs_of(folder),
     )
     return manifest.publish(folder, said)
 
@@ -68,7 +76,7 @@ def test_what_a_kill_left_and_what_was_replaced_is_removed(tmp_path: Path) -> No
     (tmp_path / "20261124" / "raw-3.new" / "work").mkdir(parents=True)
     (tmp_path / "20261124" / "raw-4").mkdir()  # its manifest was never written
     cells = cells_folder(tmp_path, newest.name)
-    found = manifest.find(tmp_path, "raw", "cells")[DAY]
+    found = manifest.find(tmp_path, STAMPS)[DAY]
     assert (found.folder, found.cells_folder) == (newest, cells)
     assert set((tmp_path / "20261124").iterdir()) == {newest, cells}
 
@@ -76,7 +84,7 @@ def test_what_a_kill_left_and_what_was_replaced_is_removed(tmp_path: Path) -> No
 def test_cells_of_other_rows_do_not_count(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, number=2)
     cells_folder(tmp_path, "raw-1")
-    found = manifest.find(tmp_path, "raw", "cells")[DAY]
+    found = manifest.find(tmp_path, STAMPS)[DAY]
     assert (found.folder, found.cells_folder, found.cells) == (raw, None, None)
     assert list((tmp_path / "20261124").iterdir()) == [raw]
 
@@ -90,7 +98,7 @@ def test_a_folder_that_cannot_be_relied_on_is_thrown_away(tmp_path: Path, harm: 
         manifest.spoil(folder)
     elif harm == "manifest of nonsense":
         (folder / manifest.MANIFEST).write_bytes(b'{"stamp": 1')
-    assert manifest.find(tmp_path, "raw", "cells") == {}
+    assert manifest.find(tmp_path, STAMPS) == {}
     assert not folder.exists()
 
 
@@ -100,7 +108,43 @@ def test_a_day_whose_rows_retention_has_deleted_is_still_whole(tmp_path: Path) -
     for name in manifest.RAW_ROWS:
         (folder / name).unlink()
     assert list(said.outputs) == ["readings.parquet"]
-    assert manifest.find(tmp_path, "raw", "cells")[DAY].raw == said
+    assert manifest.find(tmp_path, STAMPS)[DAY].raw == said
+
+
+@pytest.mark.parametrize(
+    ("wanted", "raw_counts", "cells_count"),
+    [
+        (Stamps("other columns", "readings", "cells", 120.0), True, True),
+        (Stamps("raw", "readings", "cells", 300.0), True, True),
+        (Stamps("raw", "readings", "other cells", 120.0), True, False),
+        (Stamps("raw", "other readings", "cells", 120.0), False, False),
+    ],
+)
+def test_rollups_that_nobody_could_make_again_stay_whatever_changes_and_count_where_they_can(
+    tmp_path: Path, wanted: Stamps, raw_counts: bool, cells_count: bool
+) -> None:
+    folder = raw_folder(tmp_path)
+    cells = cells_folder(tmp_path, folder.name)
+    manifest.without_rows(folder, manifest.read(folder, RawManifest), deleting=False)
+    for name in manifest.RAW_ROWS:
+        (folder / name).unlink()
+    found = manifest.find(tmp_path, wanted)
+    assert (DAY in found) == raw_counts
+    if raw_counts:
+        assert (found[DAY].cells_folder is not None) == cells_count
+    assert manifest.find(tmp_path, STAMPS)[DAY].cells_folder == cells, "all of it is still there"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [Stamps("raw", "readings", "cells", 300.0), Stamps("raw", "readings", "other cells", 120.0)],
+)
+def test_accounts_that_can_be_made_again_are_where_they_would_be_others(tmp_path: Path, wanted: Stamps) -> None:
+    folder = raw_folder(tmp_path)
+    cells = cells_folder(tmp_path, folder.name)
+    found = manifest.find(tmp_path, wanted)[DAY]
+    assert (found.folder, found.cells) == (folder, None)
+    assert not cells.exists()
 
 
 def test_a_file_that_was_compressed_is_known_by_its_new_name(tmp_path: Path) -> None:

@@ -70,14 +70,16 @@ class Client:
 
 
 @contextmanager
-def served(folder: Path, zone: str, now: datetime) -> Iterator[tuple[Client, Engine]]:
+def served(
+    folder: Path, zone: str, now: datetime, stale_after_seconds: float = 1000
+) -> Iterator[tuple[Client, Engine]]:
     """A server whose days are sealed and rolled up when the test says so; until then it has the CSV alone."""
     settings = settings_for(
         folder,
         server={"timezone": zone},
         storage={"enable_file_compression": True, "compress_after_days": 1},
         performance={"seal_after_minutes": 1e6, "gc_interval": 86_400},
-        limits={"stale_after_seconds": 1000},
+        limits={"stale_after_seconds": stale_after_seconds},
         cost={"prices": "NVIDIA H100*: 2.5; NVIDIA A*: 1"},
     )
     app = create_app(settings, lambda: now)

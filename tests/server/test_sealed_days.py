@@ -191,6 +191,10 @@ def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
     (tmp_path / ".gpumon" / "store.duckdb").unlink()
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
+    with served(tmp_path, "UTC", NOW, stale_after_seconds=300) as (client, engine):
+        engine.index.settle()
+        assert answers(client) == before
+        assert engine.index.contents().kept_days == 1
 
 
 def test_retention_waits_a_day_for_the_accounts_of_a_day_that_is_being_sealed(tmp_path: Path) -> None:

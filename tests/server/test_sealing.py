@@ -25,7 +25,7 @@ from gpumon.server.accounts import hourly, rolling
 from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.rolling import Execute
 from gpumon.server.database import DatabaseError
-from gpumon.server.manifest import RawManifest
+from gpumon.server.manifest import RawManifest, Stamps
 from gpumon.server.relations import SEALABLE
 from gpumon.server.sealing import cells as cells_module
 from gpumon.server.sealing import filling, sorting
@@ -55,17 +55,18 @@ def put(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
 
 
+STAMPS = Stamps("s", "r", "c", 120.0)
+
+
 def job_for(folder: Path, *, lengths: dict[str, int] | None = None, **more: Any) -> RawJob:
     files = [
         WantedFile(path.name, (lengths or {}).get(path.name, path.stat().st_size), path.stat().st_mtime_ns)
         for path in folder.glob("*_20261124*")
     ]
     root = str(folder / ".gpumon" / "sealed")
-    return RawJob(
-        **{"day": DAY, "data": str(folder), "files": files, "prefix": "gpu_metrics", "root": root, "stamp": "s"}
-        | {"zone": ZONE}
-        | more
-    )
+    job: dict[str, Any] = {"day": DAY, "data": str(folder), "files": files, "prefix": "gpu_metrics", "root": root}
+    job |= {"stamp": STAMPS.rows, "readings_stamp": STAMPS.readings, "zone": ZONE}
+    return RawJob(**job | more)
 
 
 def seal(folder: Path, **more: Any) -> tuple[Path, RawManifest]:
@@ -341,11 +342,11 @@ def test_a_worker_that_is_killed_leaves_nothing_that_counts_and_the_next_succeed
             folder.suffix == ".new" or manifest.fault(folder, manifest.read(folder, RawManifest).outputs) is None
         )
     whole = [folder for folder in place.iterdir() if folder.suffix != ".new"]
-    assert [found.folder for found in manifest.find(root, "s", "c").values()] == whole
+    assert [found.folder for found in manifest.find(root, STAMPS).values()] == whole
     assert list(root.glob("**/*.parquet")) == [path for folder in whole for path in folder.glob("*.parquet")]
     code, answer = ended(run_worker(as_json(job)))
     assert (code, answer["rows"]["samples"]) == (0, 3000)
-    assert list(manifest.find(root, "s", "c")) == [DAY]
+    assert list(manifest.find(root, STAMPS)) == [DAY]
 
 
 def test_a_worker_ends_when_whoever_started_it_has_ended() -> None:

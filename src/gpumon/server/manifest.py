@@ -16,9 +16,10 @@ import logging
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -54,12 +55,24 @@ class SealedFile(msgspec.Struct, frozen=True):
     left_out: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """What all that is sealed depends on beside the rows of the CSV files: when any of it changes, it is made
+    anew. Of the rows, their rollup by hour, and the cells; these also on `stale_after`, in seconds."""
+
+    rows: str
+    readings: str
+    cells: str
+    stale_after: float
+
+
 class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the rows of a day. Instants are naive UTC, None where there is no row; `longest_interval` in seconds,
     None where no sample states one, `unstated` whether one states none. `taken`: the rollups of the accounts know
     that these rows are there."""
 
     stamp: str
+    readings_stamp: str
     day: date
     files: list[SealedFile]
     damaged: int
@@ -76,9 +89,11 @@ class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the accounts of a day: `raw` is the folder whose rows they were made of, `fine` and `hours` the runs of
-    buckets (naive UTC, from up to) that they hold."""
+    buckets (naive UTC, from up to) that they hold; `stale_after` is the setting by which they were made, in
+    seconds."""
 
     stamp: str
+    stale_after: float
     day: date
     raw: str
     fine: list[tuple[datetime, datetime]]
@@ -100,7 +115,7 @@ class Found:
 
 
 def stamp(*parts: str) -> str:
-    """What all that is sealed depends on beside the rows: when any of it changes, it is sealed anew."""
+    """One of `Stamps`."""
     return f"{_VERSION} {zlib.crc32(' '.join(parts).encode()):08x}"
 
 
@@ -128,24 +143,32 @@ def publish(folder: Path, manifest: RawManifest | CellsManifest) -> Path:
     return target
 
 
-def find(root: Path, raw_stamp: str, cells_stamp: str) -> dict[date, Found]:
+def find(root: Path, stamps: Stamps) -> dict[date, Found]:
     """What is sealed with the stamps that are wanted. All else below the root is deleted: it was being made when
     the server was killed, has been replaced, is damaged or of another version. Only the rollups of days whose rows
-    are gone stay in any case, since nobody could make them again."""
+    are gone stay in any case, since nobody could make them again; they count whatever becomes of the rows' form,
+    and of the setting by which they were made."""
     found: dict[date, Found] = {}
     for place in sorted(root.iterdir()) if root.is_dir() else ():
         try:
             day = datetime.strptime(place.name, DAY_FORM).date()
         except ValueError:
             continue
-        raw_folder, raw = _newest(place, "raw", RawManifest, raw_stamp)
-        cells_folder, cells = _newest(place, "cells", CellsManifest, cells_stamp)
-        if raw is None and _is_precious(place):
-            log.warning("sealed_day_of_another_version day=%s: its rollups are kept, and not used", place.name)
-            continue
-        if cells is not None and (raw_folder is None or cells.raw != raw_folder.name):
+        raw_folder, raw = _newest(place, "raw", RawManifest, partial(_counts, stamps))
+        if raw_folder is None or raw is None:
+            if _is_precious(place):
+                log.warning("sealed_day_of_another_version day=%s: its rollups are kept, and not used", place.name)
+                continue
             cells_folder = cells = None
-        kept = {raw_folder, cells_folder} if raw is not None else set()
+            kept: set[Path | None] = set()
+        else:
+            cells_folder, cells = _newest(
+                place, "cells", CellsManifest, partial(_cells_count, stamps, raw_folder.name, raw)
+            )
+            kept = {raw_folder, cells_folder}
+            if not raw.has_rows and cells is None and (others := list(_folders(place, "cells"))):
+                log.warning("accounts_of_another_version day=%s: they are kept, and not used", place.name)
+                kept |= set(others)
         for other in place.iterdir():
             if other not in kept:
                 log.info("sealed_folder_deleted folder=%s/%s", place.name, other.name)
@@ -221,7 +244,18 @@ def _rewrite(folder: Path, raw: RawManifest) -> RawManifest:
     return raw
 
 
-def _newest(place: Path, kind: str, of: type[_Kind], wanted: str) -> tuple[Path, _Kind] | tuple[None, None]:
+def _counts(stamps: Stamps, raw: RawManifest) -> bool:
+    return raw.readings_stamp == stamps.readings and (raw.stamp == stamps.rows or not raw.has_rows)
+
+
+def _cells_count(stamps: Stamps, folder: str, raw: RawManifest, cells: CellsManifest) -> bool:
+    made_alike = cells.stale_after == stamps.stale_after or not raw.has_rows
+    return cells.raw == folder and cells.stamp == stamps.cells and made_alike
+
+
+def _newest(
+    place: Path, kind: str, of: type[_Kind], counts: Callable[[_Kind], bool]
+) -> tuple[Path, _Kind] | tuple[None, None]:
     for folder in _folders(place, kind):
         try:
             manifest = read(folder, of)
@@ -229,7 +263,7 @@ def _newest(place: Path, kind: str, of: type[_Kind], wanted: str) -> tuple[Path,
             log.warning("sealed_manifest_unreadable folder=%s/%s error=%s", place.name, folder.name, error)
             continue
         wrong = fault(folder, manifest.outputs, quick=True)
-        if manifest.stamp == wanted and wrong is None:
+        if wrong is None and counts(manifest):
             return folder, manifest
         log.warning(
             "sealed_folder_left folder=%s/%s reason=%s", place.name, folder.name, wrong or "of another version"
@@ -240,7 +274,8 @@ def _newest(place: Path, kind: str, of: type[_Kind], wanted: str) -> tuple[Path,
 def _is_precious(place: Path) -> bool:
     for folder in _folders(place, "raw"):
         try:
-            if not read(folder, RawManifest).has_rows:
+            said = msgspec.json.decode((folder / MANIFEST).read_bytes())  # of any version
+            if isinstance(said, dict) and said.get("has_rows") is False:
                 return True
         except (OSError, msgspec.DecodeError):
             continue

@@ -182,7 +182,8 @@ class Sealer:
             "files": files,
             "prefix": self._names.samples_prefix,
             "root": str(shelf.root),
-            "stamp": shelf.stamps[0],
+            "stamp": shelf.stamps.rows,
+            "readings_stamp": shelf.stamps.readings,
             "zone": self._zone.key,
             "memory_mb": self._memory_mb,
         }
@@ -262,7 +263,7 @@ class Sealer:
                     "day": day.isoformat(),
                     "rows": str(rows),
                     "folder": str(folder),
-                    "stamp": shelf.stamps[1],
+                    "stamp": shelf.stamps.cells,
                     "begin": begin.isoformat(),
                     "end": end.isoformat(),
                     "reach": reach.total_seconds(),

@@ -18,7 +18,7 @@ from gpumon.server.accounts.cells import HOUR
 from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.days import FileNames, local_midnight
 from gpumon.server.disk import seen
-from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
+from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest, Stamps
 from gpumon.server.relations import hot
 from gpumon.server.sealedtables import (
     Known,
@@ -48,7 +48,7 @@ class Shelf:
         folder: Path,
         names: FileNames,
         zone: ZoneInfo,
-        stamps: tuple[str, str],
+        stamps: Stamps,
     ) -> None:
         self._store = store
         self._arrivals = arrivals
@@ -119,7 +119,7 @@ class Shelf:
         cells_in_store: dict[date, str | None] = dict(self._store.execute("SELECT day, cells FROM sealed"))
         self.days, self.folders, self.cells = {}, {}, {}
         self.spoiled.clear()
-        found = manifest.find(self.root, *self.stamps)
+        found = manifest.find(self.root, self.stamps)
         for there in found.values():
             self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
         for day, folder in in_store.items():

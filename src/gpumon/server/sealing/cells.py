@@ -54,6 +54,7 @@ def seal_cells(job: CellsJob) -> dict[str, Any]:
     buckets, hours = runs_within(job.begin, job.end)
     cells = CellsManifest(
         stamp=job.stamp,
+        stale_after=job.stale_after,
         day=job.day,
         raw=Path(job.rows).name,
         fine=[(buckets[0][0], buckets[-1][1])] if buckets else [],

@@ -28,7 +28,8 @@ from gpumon.server.tables import SAMPLES
 
 class RawJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="raw"):
     """What to seal: of the data folder `data` these files of a day, whose samples are named by `prefix`, in
-    `zone`. `root` is the folder of all that is sealed. DuckDB may use `memory_mb`; the process, 150 MiB more."""
+    `zone`; the stamps are for the manifest. `root` is the folder of all that is sealed. DuckDB may use
+    `memory_mb`; the process, 150 MiB more."""
 
     day: date
     data: str
@@ -36,6 +37,7 @@ class RawJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="raw
     prefix: str
     root: str
     stamp: str
+    readings_stamp: str
     zone: str
     memory_mb: int = 160
     threads: int = 1
@@ -89,6 +91,7 @@ def _manifest(database: Database, job: RawJob, folder: Path, files: list[SealedF
     )
     return RawManifest(
         stamp=job.stamp,
+        readings_stamp=job.readings_stamp,
         day=job.day,
         files=files,
         damaged=damaged,

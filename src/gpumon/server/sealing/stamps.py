@@ -1,4 +1,4 @@
-"""What a sealed day depends on beside its rows; see `manifest.stamp`."""
+"""What a sealed day depends on beside its rows; see `manifest.Stamps`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from datetime import timedelta
 
 from gpumon.server import readings
 from gpumon.server.accounts.cells import CREATE_CELLS
-from gpumon.server.manifest import stamp
+from gpumon.server.manifest import Stamps, stamp
 from gpumon.server.relations import SEALABLE
 
 
-def sealing_stamps(zone_key: str, stale_after: timedelta) -> tuple[str, str]:
-    """The stamps of the rows and of the cells."""
-    rows = stamp(zone_key, readings.CREATE, *(table.create for table in SEALABLE))
-    return rows, stamp(rows, CREATE_CELLS, str(stale_after.total_seconds()))
+def sealing_stamps(zone_key: str, stale_after: timedelta) -> Stamps:
+    """Instants of rows that give only local time, and the rollup by local hour, hold for one zone. What becomes of
+    rows has their stamp in the folder of rows of which it was made."""
+    return Stamps(
+        rows=stamp(zone_key, *(table.create for table in SEALABLE)),
+        readings=stamp(zone_key, readings.CREATE),
+        cells=stamp(CREATE_CELLS),
+        stale_after=stale_after.total_seconds(),
+    )
