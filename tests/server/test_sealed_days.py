@@ -197,6 +197,54 @@ def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
         assert engine.index.contents().kept_days == 1
 
 
+def without_rows(engine: Engine) -> None:
+    """The first day's rows are deleted, as retention does it."""
+    engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+    engine.tidy_now()
+    engine.index.shelf.delete_retired(5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("raw", "readings.parquet"), ("cells", "fine.parquet"), ("cells", "hours.parquet")]
+)
+def test_rollups_that_nobody_could_make_again_are_answered_from_while_the_store_has_them(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    part = {"start": "2026-11-20T00:10:00Z", "end": "2026-11-21T00:00:00Z"}
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+        without_rows(engine)
+        flip_a_byte(folder_of(tmp_path, DAYS[0], kind) / name)
+        for _ in range(2):
+            engine.index.sealer._next_check = 0.0
+            engine.index.sealer._check(NEVER)
+        assert answers(client) == before
+        assert engine.index.sealer.damaged_days == 1
+        assert client.get("/api/usage", params=part).status_code == 200
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client) == before
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):  # the damage is there, the server as well
+        assert client.get("/api/usage", params=RANGE).status_code == 200
+    assert folder_of(tmp_path, DAYS[0], kind).exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("raw", "readings.parquet"), ("cells", "hours.parquet"), ("cells", "days.parquet")]
+)
+def test_what_is_damaged_does_not_get_into_a_store_that_is_made_anew(tmp_path: Path, kind: str, name: str) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+    flip_a_byte(folder_of(tmp_path, DAYS[0], kind) / name)
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client) == before
+        sealed(engine)
+        assert answers(client) == before
+
+
 def test_retention_waits_a_day_for_the_accounts_of_a_day_that_is_being_sealed(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert client.post("/api/receive-data", json=rows()).status_code == 200

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from gpumon.errors import StorageError
+from gpumon.server.adoption import Adoption
 from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.database import DatabaseError
 from gpumon.server.days import DayFile, FileNames
@@ -155,7 +156,7 @@ class CatchUp:
     def _begin(self) -> None:
         self._arrivals.clean()
         committed = self._committed_sizes()
-        self._shelf.open(committed)
+        Adoption(self._store, self._shelf, self._touched, self._folder, committed).run()
         for name, known in list(self._shelf.files.items()):
             if not known.sealed and seen(self._folder / name) != (known.size, known.mtime_ns):
                 self._forget(name)  # written, edited or replaced since it was loaded: all of it anew

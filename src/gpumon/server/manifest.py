@@ -16,7 +16,7 @@ import logging
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
@@ -33,6 +33,8 @@ DAY_FORM: Final = "%Y%m%d"
 MANIFEST: Final = "manifest.json"
 RAW_ROWS: Final = ("samples.parquet", "pod_usage.parquet", "latest.parquet")
 """What goes when retention deletes a day's rows; the rollup stays."""
+LOADED: Final = ("readings.parquet", "hours.parquet", "days.parquet")
+"""What is read into the store, and not again while it is there."""
 _VERSION: Final = 1
 _BLOCK: Final = 1 << 20
 
@@ -183,9 +185,14 @@ def read(folder: Path, kind: type[_Kind]) -> _Kind:
     return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=kind)
 
 
-def fault(folder: Path, outputs: dict[str, Output], *, quick: bool = False) -> str | None:
-    """What is wrong with the files in a folder, None when nothing is; `quick` looks at their sizes alone."""
+def fault(
+    folder: Path, outputs: dict[str, Output], *, quick: bool = False, only: Collection[str] | None = None
+) -> str | None:
+    """What is wrong with the files in a folder, or `only` with some of them; None when nothing is. `quick` looks
+    at their sizes alone."""
     for name, output in outputs.items():
+        if only is not None and name not in only:
+            continue
         path = folder / name
         try:
             if path.stat().st_size != output.bytes:

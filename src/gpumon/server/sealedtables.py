@@ -84,6 +84,11 @@ def take_cells_out(store: Store, day: date) -> None:
     store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
 
 
+def take_fine_out(store: Store, day: date) -> None:
+    """Takes a day's fine cells out, which are read from its folder."""
+    store.execute("DELETE FROM rolled WHERE origin = ? AND level = 'fine'", [key_of(day)])
+
+
 def forget_rows(store: Store, name: str) -> None:
     """Takes the hot rows of a file out, and that it is known."""
     for table in SEALABLE:

@@ -40,6 +40,9 @@ _AGAIN_SECONDS: Final = 600.0
 """After a failure a day waits so long."""
 _READERS_SECONDS: Final = 60.0
 _CHECK_SECONDS: Final = 86_400.0
+_STORE_HAS: Final = (
+    "answers are as they were while store.duckdb is there, but for ranges that end within its hours"
+)
 _OVER: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 
@@ -76,6 +79,7 @@ class Sealer:
         self._memory_mb = memory_mb
         self._stale_after = stale_after
         self._not_before: dict[date, float] = {}
+        self._damaged_for_good: set[Path] = set()
         self.failures = 0
         self.damaged_days = 0
         self._next_check = 0.0
@@ -138,17 +142,29 @@ class Sealer:
 
     def _give_up(self, day: date, folder: Path, wrong: str) -> None:
         with self._exclusively():
-            if self._shelf.folders.get(day) == folder:
-                self.damaged_days += 1
+            if self._shelf.folders.get(day) != folder or folder in self._damaged_for_good:
+                return
+            self.damaged_days += 1
+            if self._shelf.days[day].has_rows:
                 log.error("sealed_day_damaged day=%s fault=%s: it is made anew from the CSV", day, wrong)
                 self._shelf.remove(day, wrong)
+            else:
+                self._damaged_for_good.add(folder)
+                log.error("sealed_day_damaged day=%s fault=%s: its rows are gone; %s", day, wrong, _STORE_HAS)
 
     def _give_up_cells(self, day: date, folder: Path, wrong: str) -> None:
         with self._exclusively():
-            if self._shelf.cells.get(day) == folder and day not in self._shelf.spoiled:
-                self.damaged_days += 1
+            known = self._shelf.cells.get(day) == folder and day not in self._shelf.spoiled
+            if not known or folder in self._damaged_for_good:
+                return
+            self.damaged_days += 1
+            if self._shelf.days[day].has_rows:
                 log.error("sealed_accounts_damaged day=%s fault=%s: they are made anew", day, wrong)
                 self._shelf.remove_cells(day)
+            else:
+                self._damaged_for_good.add(folder)
+                log.error("sealed_accounts_damaged day=%s fault=%s: its rows are gone; %s", day, wrong, _STORE_HAS)
+                self._shelf.remove_fine(day)
 
     def _rows_due(self) -> list[date]:
         now = self._now()

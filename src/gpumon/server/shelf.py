@@ -1,8 +1,8 @@
-"""The sealed days as the store knows them: adopts what was sealed, takes out what is no longer so.
+"""The sealed days as the store knows them: takes in what was sealed, takes out what is no longer so.
 
 The folders (see `manifest`) say what is sealed; the store's tables repeat it, so that one transaction moves a day
 from the hot tables to its Parquet files. A folder that does not fit the CSV files any more is thrown away: its
-rows are loaded from the CSV again."""
+rows are loaded from the CSV again. What is there at the start, `adoption` brings here."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from gpumon.server.sealedtables import (
     put_in,
     rename_file,
     take_cells_out,
+    take_fine_out,
     take_out,
 )
 from gpumon.server.store import Store
@@ -107,65 +108,6 @@ class Shelf:
         """A file is gone from the store."""
         self.files.pop(name, None)
 
-    # -- what the folders say ----------------------------------------------------------------------------------
-
-    def open(self, committed: Mapping[str, int]) -> None:
-        """Reads what the store and the folders say, and makes the store fit the folders. Raises DatabaseError."""
-        self.files = {
-            name: Known(size, mtime_ns, lines, sealed)
-            for name, size, mtime_ns, lines, sealed in self._store.execute("FROM files")
-        }
-        in_store: dict[date, str] = dict(self._store.execute("SELECT day, folder FROM sealed"))
-        cells_in_store: dict[date, str | None] = dict(self._store.execute("SELECT day, cells FROM sealed"))
-        self.days, self.folders, self.cells = {}, {}, {}
-        self.spoiled.clear()
-        found = manifest.find(self.root, self.stamps)
-        for there in found.values():
-            self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
-        for day, folder in in_store.items():
-            if day not in found or str(found[day].folder) != folder:
-                self._take_out(day)
-        misfits = []
-        for day, there in found.items():
-            if there.raw.deleting:
-                self._end_deleting(there)
-            misfit = self.misfit(there.raw, committed)
-            if misfit is not None:
-                log.warning("sealed_day_left day=%s reason=%s", day, misfit)
-                self._take_out(day)
-                misfits.append(there)
-                continue
-            if there.raw.deleting or in_store.get(day) != str(there.folder):
-                with self._store.transaction():
-                    put_in(self._store, day, there.folder, there.raw, None)
-                cells_in_store.pop(day, None)
-                self._note(day, there.folder, there.raw)
-            else:
-                self.days[day], self.folders[day] = there.raw, there.folder
-        for day in self.days:
-            self._adopt_cells(day, found[day], cells_in_store.get(day))
-        # When all that is known is in the store: what of it is out of date, since the store does not know it or
-        # it is no longer so.
-        for there in misfits:
-            self._mark(there.raw.first_at, there.raw.last_at)
-            shutil.rmtree(there.folder.parent, ignore_errors=True)
-        for day, raw in self.days.items():
-            if not raw.taken:
-                with self._store.transaction():
-                    self._touch(raw)
-                self._note_taken(day)
-        self.spoil(self._touched.take_stale_days())
-
-    def _adopt_cells(self, day: date, there: manifest.Found, in_store: str | None) -> None:
-        if there.cells is not None and there.cells_folder is not None:
-            self.cells[day] = there.cells_folder
-            if in_store != str(there.cells_folder):
-                with self._store.transaction():
-                    self._put_cells_in(day, there.cells_folder, there.cells)
-        elif in_store is not None:
-            with self._store.transaction():
-                take_cells_out(self._store, day)
-
     def misfit(self, raw: RawManifest, committed: Mapping[str, int]) -> str | None:
         """Why what was sealed does not fit the CSV files, as a sentence; None when it does."""
         for file in raw.files:
@@ -186,12 +128,57 @@ class Shelf:
                 return f"{file.name} was edited"
         return None
 
-    def _end_deleting(self, there: manifest.Found) -> None:
-        for name in [file.name for file in there.raw.files]:
-            (self._folder / name).unlink(missing_ok=True)
-        for name in manifest.RAW_ROWS:
-            (there.folder / name).unlink(missing_ok=True)
-        manifest.without_rows(there.folder, there.raw, deleting=False)
+    # -- at the start, see `adoption` --------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Reads which files the store knows; days are adopted one by one. Raises DatabaseError."""
+        self.files = {
+            name: Known(size, mtime_ns, lines, sealed)
+            for name, size, mtime_ns, lines, sealed in self._store.execute("FROM files")
+        }
+        self.days, self.folders, self.cells = {}, {}, {}
+        self.spoiled.clear()
+
+    def adopt(self, day: date, folder: Path, raw: RawManifest, *, known: bool) -> None:
+        """A day is sealed; `known`: the store has it. Raises DatabaseError."""
+        if not known:
+            with self._store.transaction():
+                put_in(self._store, day, folder, raw, None)
+            self._note(day, folder, raw)
+        self.days[day], self.folders[day] = raw, folder
+
+    def adopt_cells(self, day: date, folder: Path | None) -> None:
+        """The store has the cells of a folder, or is to have none (None). Raises DatabaseError."""
+        if folder is not None:
+            self.cells[day] = folder
+            return
+        with self._store.transaction():
+            take_cells_out(self._store, day)
+
+    def touch(self, day: date) -> None:
+        """No rollup was told of a day's rows: what is rolled around them is out of date. Raises DatabaseError."""
+        with self._store.transaction():
+            self._touch(self.days[day])
+        self._note_taken(day)
+
+    def mark(self, *instants: datetime | None) -> None:
+        """What the last sample of a day said of the next one, and the other way round, is out of date. Raises
+        DatabaseError."""
+        with self._store.transaction():
+            self._touched.mark([(instant, instant) for instant in instants if instant is not None])
+            self.spoil(self._touched.take_stale_days())
+
+    def take_out(self, day: date) -> None:
+        """Takes a day out of the store, whose folder does not count. Raises DatabaseError."""
+        names = [name for name in self.files if self.files[name].sealed and self._day_of(name) == day]
+        with self._store.transaction():
+            instants = take_out(self._store, day, names)
+            # What the last sample of the day said of the next one, and the other way round.
+            self._touched.mark([(instant, instant) for instant in instants])
+        for name in names:
+            self.files.pop(name)
+        self.days.pop(day, None)
+        self.folders.pop(day, None)
 
     # -- moves -------------------------------------------------------------------------------------------------
 
@@ -231,7 +218,7 @@ class Shelf:
         log.warning("sealed_day_left day=%s reason=%s", day, reason)
         self.removals += 1
         folder = self.folders.get(day)
-        self._take_out(day)
+        self.take_out(day)
         if folder is not None:
             self._retired.append(folder)
         if day in self.cells:
@@ -244,6 +231,12 @@ class Shelf:
         with self._store.transaction():
             take_cells_out(self._store, day)
         self._retired.append(self.cells.pop(day))
+
+    def remove_fine(self, day: date) -> None:
+        """Has the cells of five minutes of a day read no more, in which something is damaged and which can't be
+        made anew; those of hours are in the store. Raises DatabaseError."""
+        with self._store.transaction():
+            take_fine_out(self._store, day)
 
     def rows(self) -> dict[str, int]:
         """How many rows of each table there are, hot and sealed. Raises DatabaseError."""
@@ -326,12 +319,6 @@ class Shelf:
             self._touched.mark([(raw.first_at, raw.last_at)])
             self.spoil(self._touched.take_stale_days())
 
-    def _mark(self, *instants: datetime | None) -> None:
-        """What the last sample of a day said of the next one, and the other way round, is out of date."""
-        with self._store.transaction():
-            self._touched.mark([(instant, instant) for instant in instants if instant is not None])
-            self.spoil(self._touched.take_stale_days())
-
     def _note_taken(self, day: date) -> None:
         try:
             self.days[day] = manifest.taken(self.folders[day], self.days[day])
@@ -352,17 +339,6 @@ class Shelf:
         put_cells_in(self._store, day, folder, cells)
         of, to = self.bounds(day)
         self._touched.done([hour for hour in self._touched.hours if of <= hour and hour + HOUR <= to])
-
-    def _take_out(self, day: date) -> None:
-        names = [name for name in self.files if self.files[name].sealed and self._day_of(name) == day]
-        with self._store.transaction():
-            instants = take_out(self._store, day, names)
-            # What the last sample of the day said of the next one, and the other way round.
-            self._touched.mark([(instant, instant) for instant in instants])
-        for name in names:
-            self.files.pop(name)
-        self.days.pop(day, None)
-        self.folders.pop(day, None)
 
     def _day_of(self, name: str) -> date | None:
         day_file = self._names.parse(name)

@@ -1,0 +1,101 @@
+"""What is done with the sealed days that are found at the start: the store, which may be a new one, is made to
+have those that count, and no others.
+
+First all days are taken in, then all cells, and only then what is out of date by it: what of a day is known only
+when the days beside it are.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+
+from gpumon.server import manifest
+from gpumon.server.manifest import Found
+from gpumon.server.shelf import Shelf
+from gpumon.server.store import Store
+from gpumon.server.touched import Touched
+
+log = logging.getLogger(__name__)
+
+
+class Adoption:
+    """Of one start, with `folder` the data folder and `committed` the lengths of the files that the server
+    writes."""
+
+    def __init__(
+        self, store: Store, shelf: Shelf, touched: Touched, folder: Path, committed: Mapping[str, int]
+    ) -> None:
+        self._store = store
+        self._shelf = shelf
+        self._touched = touched
+        self._folder = folder
+        self._committed = committed
+        self._new: set[date] = set()
+
+    def run(self) -> None:
+        """Does it. Raises DatabaseError."""
+        shelf = self._shelf
+        shelf.begin()
+        known: dict[date, str] = dict(self._store.execute("SELECT day, folder FROM sealed"))
+        known_cells: dict[date, str | None] = dict(self._store.execute("SELECT day, cells FROM sealed"))
+        found = manifest.find(shelf.root, shelf.stamps)
+        for there in found.values():
+            self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
+        for day, folder in known.items():
+            if day not in found or str(found[day].folder) != folder:
+                shelf.take_out(day)
+        misfits = [there for day, there in found.items() if not self._adopt(day, there, known.get(day))]
+        for day in shelf.days:
+            self._adopt_cells(day, found[day], None if day in self._new else known_cells.get(day))
+        for there in misfits:
+            shelf.mark(there.raw.first_at, there.raw.last_at)
+            shutil.rmtree(there.folder.parent, ignore_errors=True)
+        for day, raw in list(shelf.days.items()):
+            if not raw.taken:
+                shelf.touch(day)
+        shelf.spoil(self._touched.take_stale_days())
+
+    def _adopt(self, day: date, there: Found, known: str | None) -> bool:
+        """Takes a day in; False where what is sealed does not fit the CSV files, so that it is to go."""
+        shelf = self._shelf
+        if there.raw.deleting:
+            self._end_deleting(there)
+        is_new = there.raw.deleting or known != str(there.folder)
+        reason = shelf.misfit(there.raw, self._committed)
+        if reason is None and is_new:
+            reason = manifest.fault(there.folder, there.raw.outputs, only=manifest.LOADED)
+            if reason is not None and not there.raw.has_rows:
+                log.error("sealed_day_damaged day=%s fault=%s: it is left out, its rows are gone", day, reason)
+                shelf.take_out(day)
+                return True
+        if reason is not None:
+            log.warning("sealed_day_left day=%s reason=%s", day, reason)
+            shelf.take_out(day)
+            return False
+        shelf.adopt(day, there.folder, there.raw, known=not is_new)
+        if is_new:
+            self._new.add(day)
+        return True
+
+    def _adopt_cells(self, day: date, there: Found, known: str | None) -> None:
+        folder, cells = there.cells_folder, there.cells
+        if folder is None or cells is None:
+            if known is not None:
+                self._shelf.adopt_cells(day, None)
+        elif known == str(folder):
+            self._shelf.adopt_cells(day, folder)
+        elif (fault := manifest.fault(folder, cells.outputs, only=manifest.LOADED)) is None:
+            self._shelf.put_cells_in(day, folder, cells)
+        else:  # they are made anew where there are rows
+            log.error("sealed_accounts_damaged day=%s fault=%s", day, fault)
+
+    def _end_deleting(self, there: Found) -> None:
+        for name in [file.name for file in there.raw.files]:
+            (self._folder / name).unlink(missing_ok=True)
+        for name in manifest.RAW_ROWS:
+            (there.folder / name).unlink(missing_ok=True)
+        manifest.without_rows(there.folder, there.raw, deleting=False)
