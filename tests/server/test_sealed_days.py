@@ -3,9 +3,11 @@ rows."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,10 @@ def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def folder_of(data: Path, day: date, kind: str) -> Path:
@@ -205,17 +211,24 @@ def without_rows(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("raw", "readings.parquet"), ("cells", "fine.parquet"), ("cells", "hours.parquet")]
+    ("kind", "name", "harm"),
+    [
+        ("raw", "readings.parquet", flip_a_byte),
+        ("raw", "readings.parquet", cut_short),
+        ("cells", "fine.parquet", flip_a_byte),
+        ("cells", "fine.parquet", cut_short),
+        ("cells", "hours.parquet", flip_a_byte),
+    ],
 )
 def test_rollups_that_nobody_could_make_again_are_answered_from_while_the_store_has_them(
-    tmp_path: Path, kind: str, name: str
+    tmp_path: Path, kind: str, name: str, harm: Callable[[Path], None]
 ) -> None:
     part = {"start": "2026-11-20T00:10:00Z", "end": "2026-11-21T00:00:00Z"}
     with served(tmp_path, "UTC", NOW) as (client, engine):
         filled(client, engine)
         before = answers(client)
         without_rows(engine)
-        flip_a_byte(folder_of(tmp_path, DAYS[0], kind) / name)
+        harm(folder_of(tmp_path, DAYS[0], kind) / name)
         for _ in range(2):
             engine.index.sealer._next_check = 0.0
             engine.index.sealer._check(NEVER)
@@ -335,6 +348,20 @@ def test_an_hour_is_not_rolled_up_where_its_day_is_sealed_meanwhile(
         of_days = "bucket >= '2026-11-20' AND bucket < '2026-11-22'"
         assert store.execute(f"SELECT count(*) FROM fine_cells WHERE {of_days}") == [(0,)]
         assert answers(client) == before
+
+
+def test_an_hour_is_made_of_all_its_buckets_or_not_at_all(tmp_path: Path) -> None:
+    hour = datetime(2026, 11, 20, 5)
+    made = "SELECT count(*) FROM rolled WHERE level = 'hour' AND bucket = ?"
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=rows()).status_code == 200
+        engine.index.catchup.refresh()
+        store, roller = engine.index.store, engine.index.roller
+        roller.roll_due(lambda: False, patient=False)
+        assert store.execute(made, [hour]) == [(1,)]
+        store.execute("DELETE FROM rolled WHERE bucket = ?", [hour])  # as late rows do it, of its first bucket
+        assert not roller._make_hour(hour)
+        assert store.execute(made, [hour]) == [(0,)]
 
 
 def test_the_rollup_by_hour_stays_small_however_often_rows_are_loaded(

@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 
 from gpumon.server import manifest
-from gpumon.server.manifest import Found
+from gpumon.server.manifest import Found, RawManifest
 from gpumon.server.shelf import Shelf
 from gpumon.server.store import Store
 from gpumon.server.touched import Touched
@@ -34,7 +34,6 @@ class Adoption:
         self._touched = touched
         self._folder = folder
         self._committed = committed
-        self._new: set[date] = set()
 
     def run(self) -> None:
         """Does it. Raises DatabaseError."""
@@ -48,9 +47,10 @@ class Adoption:
         for day, folder in known.items():
             if day not in found or str(found[day].folder) != folder:
                 shelf.take_out(day)
+                known_cells.pop(day)
         misfits = [there for day, there in found.items() if not self._adopt(day, there, known.get(day))]
         for day in shelf.days:
-            self._adopt_cells(day, found[day], None if day in self._new else known_cells.get(day))
+            self._adopt_cells(day, found[day], known_cells.get(day))
         for there in misfits:
             shelf.mark(there.raw.first_at, there.raw.last_at)
             shutil.rmtree(there.folder.parent, ignore_errors=True)
@@ -61,41 +61,42 @@ class Adoption:
 
     def _adopt(self, day: date, there: Found, known: str | None) -> bool:
         """Takes a day in; False where what is sealed does not fit the CSV files, so that it is to go."""
-        shelf = self._shelf
-        if there.raw.deleting:
-            self._end_deleting(there)
-        is_new = there.raw.deleting or known != str(there.folder)
-        reason = shelf.misfit(there.raw, self._committed)
+        shelf, raw = self._shelf, there.raw
+        if raw.deleting:
+            raw = self._end_deleting(there)
+        is_new = known != str(there.folder)
+        reason = shelf.misfit(raw, self._committed)
         if reason is None and is_new:
-            reason = manifest.fault(there.folder, there.raw.outputs, only=manifest.LOADED)
-            if reason is not None and not there.raw.has_rows:
+            reason = manifest.fault(there.folder, raw.outputs, only=manifest.LOADED)
+            if reason is not None and not raw.has_rows:
                 log.error("sealed_day_damaged day=%s fault=%s: it is left out, its rows are gone", day, reason)
-                shelf.take_out(day)
                 return True
         if reason is not None:
             log.warning("sealed_day_left day=%s reason=%s", day, reason)
             shelf.take_out(day)
             return False
-        shelf.adopt(day, there.folder, there.raw, known=not is_new)
-        if is_new:
-            self._new.add(day)
+        shelf.adopt(day, there.folder, raw, known=not is_new)
+        if there.raw.deleting:
+            shelf.forget_rows(day)
         return True
 
     def _adopt_cells(self, day: date, there: Found, known: str | None) -> None:
         folder, cells = there.cells_folder, there.cells
-        if folder is None or cells is None:
-            if known is not None:
-                self._shelf.adopt_cells(day, None)
-        elif known == str(folder):
-            self._shelf.adopt_cells(day, folder)
-        elif (fault := manifest.fault(folder, cells.outputs, only=manifest.LOADED)) is None:
-            self._shelf.put_cells_in(day, folder, cells)
-        else:  # they are made anew where there are rows
+        if folder is not None and cells is not None:
+            if known == str(folder):
+                self._shelf.adopt_cells(day, folder)
+                return
+            fault = manifest.fault(folder, cells.outputs, only=manifest.LOADED)
+            if fault is None:
+                self._shelf.put_cells_in(day, folder, cells)
+                return
             log.error("sealed_accounts_damaged day=%s fault=%s", day, fault)
+        if self._shelf.days[day].has_rows:  # they are made anew; else the store may still have them
+            self._shelf.adopt_cells(day, None)
 
-    def _end_deleting(self, there: Found) -> None:
+    def _end_deleting(self, there: Found) -> RawManifest:
         for name in [file.name for file in there.raw.files]:
             (self._folder / name).unlink(missing_ok=True)
         for name in manifest.RAW_ROWS:
             (there.folder / name).unlink(missing_ok=True)
-        manifest.without_rows(there.folder, there.raw, deleting=False)
+        return manifest.without_rows(there.folder, there.raw, deleting=False)

@@ -94,7 +94,13 @@ class Place:
 
     def coverage(self, start: datetime, end: datetime) -> Coverage:
         """Which buckets in [start, end), naive UTC, are rolled; their cells are in `hour_cells` and `fine_cells`
-        from now on."""
+        from now on. Of fine ones those that may be of use: where no hour is rolled, and in the hours in which a
+        day begins or ends, or the range, which begins KNOWN_FOR after `start`."""
+        days = self.select(
+            "SELECT bucket, until FROM rolled WHERE level = 'day' AND bucket >= $start AND until <= $end "
+            "ORDER BY bucket",
+            {"start": start, "end": end},
+        )
         hours = [
             bucket
             for (bucket,) in self.select(
@@ -103,39 +109,37 @@ class Place:
                 {"start": start, "end": end},
             )
         ]
-        # Within hours that are rolled the fine ones are of use at the edges only.
-        edges = {edge.replace(minute=0, second=0, microsecond=0) for edge in (start, start + KNOWN_FOR, end)}
-        inner = _runs([hour for hour in hours if hour not in edges], HOUR)
+        edges = {start, start + KNOWN_FOR, end} | {instant for day in days for instant in day}
+        parted = {edge - (edge - datetime.min) % HOUR for edge in edges if (edge - datetime.min) % HOUR}
+        whole = _runs([hour for hour in hours if hour not in parted], HOUR)
+        folders = self._cell_folders()
         fine = [
-            row
-            for of, to in without([(start, end)], inner)
-            for row in self.select(
+            (bucket, origin)
+            for of, to in without([(start, end)], whole)
+            for bucket, origin in self.select(
                 "SELECT bucket, origin FROM rolled WHERE level = 'fine' AND bucket >= $of AND bucket < $to "
                 "ORDER BY bucket",
                 {"of": of, "to": to},
             )
+            if origin == HOT or origin in folders
         ]
-        days = self.select(
-            "SELECT bucket, until FROM rolled WHERE level = 'day' AND bucket >= $start AND until <= $end "
-            "ORDER BY bucket",
-            {"start": start, "end": end},
-        )
-        self._show_cells(sorted({origin for _, origin in fine if origin != HOT}))
+        self._show_cells([folders[origin] for origin in sorted({origin for _, origin in fine} - {HOT})])
         return Coverage(
             hours=_runs(hours, HOUR),
             fine=_runs([bucket for bucket, _ in fine], FINE),
             days=[(of, to) for of, to in days],
         )
 
-    def _show_cells(self, days: Sequence[str]) -> None:
+    def _cell_folders(self) -> dict[str, str]:
+        """By origin, where the fine cells of sealed days are."""
+        return dict(self.select("SELECT strftime(day, '%Y%m%d'), cells FROM sealed WHERE cells IS NOT NULL"))
+
+    def _show_cells(self, folders: Sequence[str]) -> None:
         for name in ("day_cells", "hour_cells"):
             self.select(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * EXCLUDE (origin) FROM store.main.{name}")
         sources = [f"SELECT * EXCLUDE (origin) FROM store.main.fine_cells WHERE origin = '{HOT}'"]
-        folders: dict[str, str] = dict(
-            self.select("SELECT strftime(day, '%Y%m%d'), cells FROM sealed WHERE cells IS NOT NULL")
-        )
-        files = ", ".join(quoted(f"{folders[day]}/fine.parquet") for day in days)
-        if files:
+        if folders:
+            files = ", ".join(quoted(f"{folder}/fine.parquet") for folder in folders)
             sources.append(
                 f"SELECT * FROM read_parquet([{files}]) SEMI JOIN (SELECT bucket FROM store.main.rolled "
                 f"WHERE level = 'fine' AND origin <> '{HOT}') USING (bucket)"

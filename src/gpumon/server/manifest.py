@@ -204,10 +204,10 @@ def fault(
     return None
 
 
-def fault_of_cells(folder: Path) -> str | None:
+def fault_of_cells(folder: Path, only: Collection[str] | None = None) -> str | None:
     """What is wrong with a folder of cells, None when nothing is."""
     try:
-        return fault(folder, read(folder, CellsManifest).outputs)
+        return fault(folder, read(folder, CellsManifest).outputs, only=only)
     except (OSError, msgspec.DecodeError) as error:
         return f"the manifest can't be read ({error})"
 
@@ -251,17 +251,20 @@ def _rewrite(folder: Path, raw: RawManifest) -> RawManifest:
     return raw
 
 
-def _counts(stamps: Stamps, raw: RawManifest) -> bool:
-    return raw.readings_stamp == stamps.readings and (raw.stamp == stamps.rows or not raw.has_rows)
+def _counts(stamps: Stamps, raw: RawManifest, wrong: str | None) -> bool:
+    """Where the rows are gone, a damaged rollup counts, too: the store may have it."""
+    return raw.readings_stamp == stamps.readings and (
+        not raw.has_rows or (raw.stamp == stamps.rows and wrong is None)
+    )
 
 
-def _cells_count(stamps: Stamps, folder: str, raw: RawManifest, cells: CellsManifest) -> bool:
-    made_alike = cells.stale_after == stamps.stale_after or not raw.has_rows
-    return cells.raw == folder and cells.stamp == stamps.cells and made_alike
+def _cells_count(stamps: Stamps, folder: str, raw: RawManifest, cells: CellsManifest, wrong: str | None) -> bool:
+    alike = cells.stale_after == stamps.stale_after and wrong is None
+    return cells.raw == folder and cells.stamp == stamps.cells and (alike or not raw.has_rows)
 
 
 def _newest(
-    place: Path, kind: str, of: type[_Kind], counts: Callable[[_Kind], bool]
+    place: Path, kind: str, of: type[_Kind], counts: Callable[[_Kind, str | None], bool]
 ) -> tuple[Path, _Kind] | tuple[None, None]:
     for folder in _folders(place, kind):
         try:
@@ -270,7 +273,7 @@ def _newest(
             log.warning("sealed_manifest_unreadable folder=%s/%s error=%s", place.name, folder.name, error)
             continue
         wrong = fault(folder, manifest.outputs, quick=True)
-        if wrong is None and counts(manifest):
+        if counts(manifest, wrong):
             return folder, manifest
         log.warning(
             "sealed_folder_left folder=%s/%s reason=%s", place.name, folder.name, wrong or "of another version"

@@ -131,6 +131,8 @@ class Roller:
                 moves = self._touched.moves
                 beside.execute("BEGIN")
                 origins = self._origins(hour, beside)  # the snapshot is of now
+                if len(origins) != _BUCKETS or set(origins.values()) != {HOT}:
+                    return False
             execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM hour_cells LIMIT 0")
             fine = f"(SELECT * EXCLUDE (origin) FROM fine_cells WHERE origin = '{HOT}')"
             hours_of(execute, [(hour, hour + HOUR)], fine, "rolling")

@@ -85,8 +85,9 @@ def take_cells_out(store: Store, day: date) -> None:
 
 
 def take_fine_out(store: Store, day: date) -> None:
-    """Takes a day's fine cells out, which are read from its folder."""
-    store.execute("DELETE FROM rolled WHERE origin = ? AND level = 'fine'", [key_of(day)])
+    """Has a day's fine cells, which are read from its folder, read no more; that there are some stays known, so
+    that none are made of what is left of its rows."""
+    store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
 
 
 def forget_rows(store: Store, name: str) -> None:

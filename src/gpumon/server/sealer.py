@@ -40,9 +40,7 @@ _AGAIN_SECONDS: Final = 600.0
 """After a failure a day waits so long."""
 _READERS_SECONDS: Final = 60.0
 _CHECK_SECONDS: Final = 86_400.0
-_STORE_HAS: Final = (
-    "answers are as they were while store.duckdb is there, but for ranges that end within its hours"
-)
+_STORE_HAS: Final = "its rows are gone, so answers are as they were as long as store.duckdb is there"
 _OVER: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 
@@ -150,7 +148,7 @@ class Sealer:
                 self._shelf.remove(day, wrong)
             else:
                 self._damaged_for_good.add(folder)
-                log.error("sealed_day_damaged day=%s fault=%s: its rows are gone; %s", day, wrong, _STORE_HAS)
+                log.error("sealed_day_damaged day=%s fault=%s: %s", day, wrong, _STORE_HAS)
 
     def _give_up_cells(self, day: date, folder: Path, wrong: str) -> None:
         with self._exclusively():
@@ -163,8 +161,9 @@ class Sealer:
                 self._shelf.remove_cells(day)
             else:
                 self._damaged_for_good.add(folder)
-                log.error("sealed_accounts_damaged day=%s fault=%s: its rows are gone; %s", day, wrong, _STORE_HAS)
-                self._shelf.remove_fine(day)
+                log.error("sealed_accounts_damaged day=%s fault=%s: %s", day, wrong, _STORE_HAS)
+                if manifest.fault_of_cells(folder, only=("fine.parquet",)) is not None:
+                    self._shelf.remove_fine(day)
 
     def _rows_due(self) -> list[date]:
         now = self._now()

@@ -235,8 +235,7 @@ class Shelf:
     def remove_fine(self, day: date) -> None:
         """Has the cells of five minutes of a day read no more, in which something is damaged and which can't be
         made anew; those of hours are in the store. Raises DatabaseError."""
-        with self._store.transaction():
-            take_fine_out(self._store, day)
+        take_fine_out(self._store, day)
 
     def rows(self) -> dict[str, int]:
         """How many rows of each table there are, hot and sealed. Raises DatabaseError."""
@@ -265,6 +264,12 @@ class Shelf:
         """The rows of such a day are about to be deleted with its CSV files: its rollups stay. A server that is
         killed meanwhile ends it at its next start. Raises DatabaseError or OSError."""
         self.days[day] = manifest.without_rows(self.folders[day], self.days[day], deleting=True)
+        self.forget_rows(day)
+        self._store.remember_latest()
+        self._retired += [self.folders[day] / name for name in manifest.RAW_ROWS]
+
+    def forget_rows(self, day: date) -> None:
+        """The store is to have no rows of a day any more. Raises DatabaseError."""
         names = [file.name for file in self.days[day].files]
         with self._store.transaction():
             for name in names:
@@ -272,8 +277,6 @@ class Shelf:
             self._store.execute("UPDATE sealed SET has_rows = false WHERE day = ?", [day])
         for name in names:
             self.files.pop(name, None)
-        self._store.remember_latest()
-        self._retired += [self.folders[day] / name for name in manifest.RAW_ROWS]
 
     def dropped(self, day: date) -> None:
         """They are deleted. Raises OSError."""

@@ -151,7 +151,7 @@ def select_series(
         )
         SELECT bucket, {value}, CAST(sum(samples) AS BIGINT) FROM by_subject GROUP BY bucket ORDER BY bucket"""
     values["edges"] = [(edge - span.start).total_seconds() for edge in edges]
-    values["shortest"] = min((to - of).total_seconds() for of, to in pairwise(edges))
+    values["longest"] = max((to - of).total_seconds() for of, to in pairwise(edges))
     whole = [(slices.utc(span.start), slices.utc(span.end))]
     return slices.bound(sql, slices.parameters(whole, windows, stale_after) | values)
 
@@ -212,9 +212,9 @@ def _readings(wanted: Wanted, conditions: str, windows: Sequence[Run]) -> str:
 
 
 def _cut(begin: str, end: str) -> str:
-    """SQL for the pieces of time that are touched, each as long as the shortest bucket: to join by. By
+    """SQL for the pieces of time that are touched, each as long as the longest bucket: to join by. By
     inequalities alone it would be each with each."""
-    first, last = (f"CAST(floor({of} / $shortest) AS BIGINT)" for of in (begin, end))
+    first, last = (f"CAST(floor({of} / $longest) AS BIGINT)" for of in (begin, end))
     return f"{first} AS first, unnest(range({first}, {last} + 1)) AS piece"
 
 
