@@ -53,6 +53,13 @@ def sealed(engine: Engine) -> None:
         engine.index.sealer.seal_cells(day, NEVER)
 
 
+def without_rows(engine: Engine) -> None:
+    """The first day's rows are deleted, as retention does it."""
+    engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+    engine.tidy_now()
+    engine.index.shelf.delete_retired(5)
+
+
 def answers(client: Client) -> list[Any]:
     asked = [
         client.post("/api/gpu/statistics", json={}),
@@ -186,9 +193,7 @@ def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
         filled(client, engine)
         before = answers(client)
         raw = folder_of(tmp_path, DAYS[0], "raw")
-        engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
-        engine.tidy_now()
-        engine.index.shelf.delete_retired(5)
+        without_rows(engine)
         assert not list(tmp_path.glob("*_20261120.csv*"))
         assert sorted(path.name for path in raw.iterdir()) == ["manifest.json", "readings.parquet"]
         assert answers(client) == before
@@ -201,13 +206,6 @@ def test_rollups_outlive_the_rows(tmp_path: Path) -> None:
         engine.index.settle()
         assert answers(client) == before
         assert engine.index.contents().kept_days == 1
-
-
-def without_rows(engine: Engine) -> None:
-    """The first day's rows are deleted, as retention does it."""
-    engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
-    engine.tidy_now()
-    engine.index.shelf.delete_retired(5)
 
 
 @pytest.mark.parametrize(

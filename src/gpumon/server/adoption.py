@@ -92,7 +92,7 @@ class Adoption:
                 return
             log.error("sealed_accounts_damaged day=%s fault=%s", day, fault)
         if self._shelf.days[day].has_rows:  # they are made anew; else the store may still have them
-            self._shelf.adopt_cells(day, None)
+            self._shelf.remove_cells(day)
 
     def _end_deleting(self, there: Found) -> RawManifest:
         for name in [file.name for file in there.raw.files]:

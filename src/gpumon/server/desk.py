@@ -75,7 +75,7 @@ class Place:
             )
         ]
         self._store.look_at(self._reading, [(start, end)], without=inside)
-        named = ", ".join(PLACE)  # which are joined at the end: to add up by them takes ten times as long
+        named = ", ".join(PLACE)  # which are joined at the end: to add up by them takes twice as long
         self.select(
             f"""
             CREATE OR REPLACE TEMP TABLE counted AS

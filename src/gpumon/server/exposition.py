@@ -1,8 +1,8 @@
 """The newest samples and their pods as Prometheus text; pure. Names, units and kinds come from the catalogues.
 
 A reading that is absent has no line. Device-wide values appear once for each GPU, whoever shares it. The lines are
-written here, not by prometheus_client, which makes the labels anew for each: a GPU has some fifty lines, and a
-scrape of 1,000 GPUs took it a second in which little else got on.
+written here, not by prometheus_client, which makes the labels anew for each: a GPU has some forty lines, and a
+scrape of 1,000 GPUs took it half a second, in which little else got on.
 """
 
 from __future__ import annotations

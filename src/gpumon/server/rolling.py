@@ -7,7 +7,7 @@ speed."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -16,7 +16,7 @@ from gpumon.clock import Now
 from gpumon.server.accounts.cells import FINE, HOUR
 from gpumon.server.accounts.hourly import hours_of
 from gpumon.server.accounts.rolling import parts_of, roll
-from gpumon.server.database import Database, Rows
+from gpumon.server.database import Database
 from gpumon.server.store import Store
 from gpumon.server.touched import HOT, Touched
 
@@ -97,10 +97,7 @@ class Roller:
         rows came that it does not know, or their day was sealed."""
         store, touched = self._store, self._touched
         with store.beside() as beside:
-
-            def execute(sql: str, parameters: Mapping[str, object] | None = None) -> Rows:
-                return beside.execute(sql, parameters or ())
-
+            execute = beside.execute
             with self._exclusively():
                 moves, reach = touched.moves, touched.reach
                 beside.execute("BEGIN")
@@ -123,10 +120,7 @@ class Roller:
     def _make_hour(self, hour: datetime) -> bool:
         """Makes the cells of an hour of its fine ones, as `_roll` does; False when these are others meanwhile."""
         with self._store.beside() as beside:
-
-            def execute(sql: str, parameters: Mapping[str, object] | None = None) -> Rows:
-                return beside.execute(sql, parameters or ())
-
+            execute = beside.execute
             with self._exclusively():
                 moves = self._touched.moves
                 beside.execute("BEGIN")

@@ -147,13 +147,9 @@ class Shelf:
             self._note(day, folder, raw)
         self.days[day], self.folders[day] = raw, folder
 
-    def adopt_cells(self, day: date, folder: Path | None) -> None:
-        """The store has the cells of a folder, or is to have none (None). Raises DatabaseError."""
-        if folder is not None:
-            self.cells[day] = folder
-            return
-        with self._store.transaction():
-            take_cells_out(self._store, day)
+    def adopt_cells(self, day: date, folder: Path) -> None:
+        """The store has a day's cells, those of this folder."""
+        self.cells[day] = folder
 
     def touch(self, day: date) -> None:
         """No rollup was told of a day's rows: what is rolled around them is out of date. Raises DatabaseError."""
@@ -230,7 +226,8 @@ class Shelf:
         DatabaseError."""
         with self._store.transaction():
             take_cells_out(self._store, day)
-        self._retired.append(self.cells.pop(day))
+        if day in self.cells:
+            self._retired.append(self.cells.pop(day))
 
     def remove_fine(self, day: date) -> None:
         """Has the cells of five minutes of a day read no more, in which something is damaged and which can't be
