@@ -60,3 +60,22 @@ def test_it_is_not_busy_any_more_when_nothing_comes_in(tmp_path: Path, monkeypat
             counted(client)
         engine.index.catchup.refresh()
         assert engine.index.catchup.pause_seconds == catchup_module.REFRESH_SECONDS
+
+
+def test_where_nothing_has_changed_a_query_looks_at_no_files_of_sealed_days(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catchup_module, "_LOOK_SECONDS", 60.0)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        post(client, 0)
+        counted(client)
+        counted(client)  # the file is known from now on
+        with monkeypatch.context() as patched:
+            patched.delattr(Path, "iterdir")
+            assert counted(client) == 1
+            assert engine.index.catchup.behind is None
+        post(client, 1)
+        assert counted(client) == 2
+        next(tmp_path.glob("gpu_metrics_*.csv")).unlink()
+        assert counted(client) == 0

@@ -3,9 +3,10 @@ into the folder, forgets files that are gone.
 
 Rows get in by one way only, from the bytes of the CSV, whether they came a second ago, before a crash or from the
 old program; so an answer always equals one computed from the files. It runs in the background every two seconds
-and before each query, so a row is in the answers as soon as its sender has been told 200. Where much comes in all
-the time a query does not wait for what came in the last half second: it runs twice a second then. Of a file that
-is part of a sealed day only what was appended since is loaded."""
+and before each query, so a row is in the answers as soon as its sender has been told 200. At the files of sealed
+days a query looks only where nobody has for half a second. Where much comes in all the time it does not wait for
+what came in the last half second: this runs twice a second then. Of a file that is part of a sealed day only what
+was appended since is loaded."""
 
 from __future__ import annotations
 
@@ -40,6 +41,9 @@ fails."""
 REFRESH_SECONDS: Final = 2.0
 """Between two refreshes in the background; where much comes in, `_BUSY_REFRESH_SECONDS`."""
 _BUSY_REFRESH_SECONDS: Final = 0.5
+_LOOK_SECONDS: Final = 0.5
+"""How long a look at all files is good where the folder and the files of unsealed days are as they were: a look at
+a year's takes longer than most answers do."""
 _BUSY_BYTES_A_SECOND: Final = 2**20
 """Of CSV, some 1,300 full samples: each query would have to load a part of a second's, for 50 ms or more."""
 _DEFERRED_BYTES: Final = 32 * 2**20
@@ -75,6 +79,7 @@ class CatchUp:
         self._unreadable: dict[str, tuple[int, int]] = {}
         self._wanted = False
         self._as_of = self._loaded_at = time.monotonic()
+        self._loaded: object = None
         self._busy_loads = 0
         self.complete = threading.Event()
         self.unreadable: dict[str, str] = {}
@@ -117,14 +122,29 @@ class CatchUp:
             self._lock.release()
 
     def refresh_for_query(self, patience_seconds: float) -> None:
-        """As `refresh`, unless much comes in and all up to half a second ago is there."""
-        if time.monotonic() - self._as_of > _BUSY_REFRESH_SECONDS or not self._is_busy:
+        """As `refresh`, unless all is there already or much comes in and all up to half a second ago is there."""
+        age = time.monotonic() - self._as_of
+        if self._is_busy:
+            recent = age <= _BUSY_REFRESH_SECONDS
+        else:
+            recent = age <= _LOOK_SECONDS and (now := self._changing()) is not None and now == self._loaded
+        if not recent:
             self.refresh(patience_seconds)
 
     @property
     def pause_seconds(self) -> float:
         """How long to wait before the next refresh in the background."""
         return _BUSY_REFRESH_SECONDS / 2 if self._is_busy else REFRESH_SECONDS
+
+    def _changing(self) -> object:
+        """What differs after anything but an edit within a sealed day's file: what is committed, the folder's
+        entries, and the files of unsealed days. None where it can't be told."""
+        try:
+            entries = self._folder.stat().st_mtime_ns
+        except OSError:
+            return None
+        unsealed = [name for name, known in self._shelf.files.copy().items() if not known.sealed]
+        return entries, self._committed_sizes(), {name: seen(self._folder / name) for name in unsealed}
 
     @property
     def _is_busy(self) -> bool:
@@ -136,8 +156,9 @@ class CatchUp:
             if not self._store.is_open:
                 self._store.open()
                 self._begin()
+            changing = self._changing()
             self._load_changes()
-            self._as_of = began
+            self._loaded, self._as_of = changing, began
             self.behind = None
         except Exception as error:  # a query answers from what the store has; the next refresh tries again
             if self.behind is None:

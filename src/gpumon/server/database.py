@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,58 @@ class UnreadableFile(QueryError):
     """A query failed on a file that it was to read: what is sealed may be damaged."""
 
 
+class Alarms:
+    """Calls what is due, on one thread for all: to start a thread for each takes as long as an answer may. From
+    any thread."""
+
+    def __init__(self) -> None:
+        self._set: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._changed = threading.Condition()
+        self._wakes_at = -math.inf
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def set(self, at: float, action: Callable[[], None]) -> object:
+        """Has an action called at an instant of time.monotonic(); gives what `cancel` wants."""
+        alarm = object()
+        with self._changed:
+            self._set[alarm] = (at, action)
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="alarms", daemon=True)
+                self._thread.start()
+            if at < self._wakes_at:
+                self._changed.notify()
+        return alarm
+
+    def cancel(self, alarm: object) -> None:
+        """From now on it is not called, if it was not before."""
+        with self._changed:
+            self._set.pop(alarm, None)
+
+    def close(self) -> None:
+        """Nothing is called any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._is_closed:
+                now = time.monotonic()
+                for alarm in [alarm for alarm, (at, _) in self._set.items() if at <= now]:
+                    _, action = self._set.pop(alarm)
+                    with contextlib.suppress(duckdb.Error):  # it may be closed
+                        action()
+                self._wakes_at = min((at for at, _ in self._set.values()), default=math.inf)
+                self._changed.wait(None if self._wakes_at == math.inf else max(0.0, self._wakes_at - now))
+
+
 class Database:
     """`execute` and `transaction` from one thread at a time; `reading` from any."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        self._alarms = Alarms()
 
     @classmethod
     def open(
@@ -102,6 +150,7 @@ class Database:
 
     def close(self) -> None:
         """Closes it. Readings under way fail."""
+        self._alarms.close()
         self._connection.close()
 
     def execute(self, sql: str, parameters: Parameters = ()) -> Rows:
@@ -124,16 +173,20 @@ class Database:
             raise
 
     @contextlib.contextmanager
-    def reading(self, timeout_seconds: float, max_rows: int | None = None) -> Iterator[Reading]:
-        """A connection of its own with one snapshot of everything, for `timeout_seconds` at most. A statement that
-        gives more than `max_rows` (None: any number) is refused."""
+    def reading(
+        self, timeout_seconds: float, max_rows: int | None = None, *, single: bool = False
+    ) -> Iterator[Reading]:
+        """A connection of its own with one snapshot of everything, for `timeout_seconds` at most; of a `single`
+        statement, which is its own snapshot. A statement that gives more than `max_rows` (None: any number) is
+        refused."""
         try:
             cursor = self._connection.cursor()
         except duckdb.Error as error:
             raise QueryError("the store is just being opened anew; try again", status=503) from error
-        reading = Reading(cursor, timeout_seconds, max_rows)
+        reading = Reading(cursor, self._alarms, timeout_seconds, max_rows)
         try:
-            reading.select("BEGIN")
+            if not single:
+                reading.select("BEGIN")
             yield reading
         finally:
             reading.close()
@@ -142,11 +195,14 @@ class Database:
 class Reading:
     """Statements on one snapshot. Temporary tables and views that they make are its own."""
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, timeout_seconds: float, max_rows: int | None) -> None:
+    def __init__(
+        self, cursor: duckdb.DuckDBPyConnection, alarms: Alarms, timeout_seconds: float, max_rows: int | None
+    ) -> None:
         self._cursor = cursor
+        self._alarms = alarms
         self._max_rows = max_rows
         self._timeout = timeout_seconds
-        self._alarm: threading.Timer | None = None
+        self._alarm: object = None
         self._deadline = time.monotonic() + timeout_seconds
         self._arm()
 
@@ -205,14 +261,10 @@ class Reading:
             self._cursor.close()
 
     def _arm(self) -> None:
-        self._alarm = threading.Timer(max(0.0, self._deadline - time.monotonic()), self._cursor.interrupt)
-        self._alarm.daemon = True
-        self._alarm.start()
+        self._alarm = self._alarms.set(self._deadline, self._cursor.interrupt)
 
     def _disarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._alarms.cancel(self._alarm)
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:

@@ -63,9 +63,9 @@ class Filter:
 
 
 def select_by_hour(wanted: Filter) -> Query:
-    """Per (date, hour) with readings: sum and count of utilization_gpu, its extremes, and how many minutes
-    hold a reading (a bit for each, so that many GPUs count a minute once). An hour that the clocks repeat, or
-    that straddles two hours of UTC, comes in two rows that add up."""
+    """Per (date, hour) with readings, in any order: sum and count of utilization_gpu, its extremes, and how many
+    minutes hold a reading (a bit for each, so that many GPUs count a minute once). An hour that the clocks repeat,
+    or that straddles two hours of UTC, comes in two rows that add up."""
     where, parameters = wanted.where("day")
     of_all = wanted.gpu_id is None and wanted.client_name is None
     columns = "day, hour, utc_hour, total, readings, low, high, minutes"
@@ -77,7 +77,7 @@ def select_by_hour(wanted: Filter) -> Query:
                max(high) AS high, CAST(bit_count(bit_or(minutes)) AS INTEGER) AS minutes
         FROM (SELECT {whose} FROM readings UNION ALL SELECT {whose} FROM {sealed})
         WHERE {where} AND readings > 0
-        GROUP BY day, hour, utc_hour ORDER BY day, hour
+        GROUP BY day, hour, utc_hour
         """,
         parameters,
     )

@@ -195,7 +195,7 @@ class Reader:
 
     def _by_hour(self, wanted: Filter) -> dict[tuple[date, int], Figures]:
         found: dict[tuple[date, int], Figures] = {}
-        for day, hour, *figures in self._store.select(queries.select_by_hour(wanted)):
+        for day, hour, *figures in sorted(self._store.select(queries.select_by_hour(wanted))):
             found.setdefault((day, hour), Figures()).add(Figures(*figures))
         return found
 

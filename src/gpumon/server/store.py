@@ -118,21 +118,25 @@ class Store:
 
     def select(self, query: Query) -> Rows:
         """Runs a query on a snapshot of its own. Raises QueryError when it takes longer than allowed."""
-        with self.reading(query.windows) as reading:
+        with self.reading(query.windows, single=not query.windows) as reading:
             return reading.select(query.sql, query.parameters)
 
     @contextlib.contextmanager
-    def reading(self, windows: Sequence[Window] = (), *, bounded: bool = False) -> Iterator[Reading]:
-        """A snapshot of everything, for several statements; `bounded`, none of which gives more than `max_rows`.
-        The relations `samples` and `pod_usage` are there where windows are given (naive UTC), with the rows within
-        them at least. Raises QueryError."""
+    def reading(
+        self, windows: Sequence[Window] = (), *, bounded: bool = False, single: bool = False
+    ) -> Iterator[Reading]:
+        """A snapshot of everything, for several statements or a `single` one; `bounded`, none of which gives more
+        than `max_rows`. The relations `samples` and `pod_usage` are there where windows are given (naive UTC),
+        with the rows within them at least. Raises QueryError."""
         database = self._database
         if database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
         try:
             with (
                 self._as_reader(),
-                database.reading(self._query_timeout, self._max_rows if bounded else None) as reading,
+                database.reading(
+                    self._query_timeout, self._max_rows if bounded else None, single=single
+                ) as reading,
             ):
                 if windows:
                     self.look_at(reading, windows)
