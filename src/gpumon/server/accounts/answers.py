@@ -77,9 +77,9 @@ class Answers:
         """GPU-hours, energy, memory and cost, whole and by group."""
         span, by = self._span(words), grouping(group_by)
         with self._gathering(span, usage.KINDS) as (reading, gathered):
-            rows = _select(reading, usage.select_usage(gathered, by, self._prices))
+            rows = _select(reading, usage.select_usage(gathered, by, self._prices, limit))
             notes = [note for (note,) in _select(reading, usage.select_notes(gathered))]
-        return _about(span, group_by) | usage.usage_of(rows, notes, span, by, self._currency, limit)
+        return _about(span, group_by) | usage.usage_of(rows, notes, span, by, self._currency)
 
     def idle(self, words: RangeWords, threshold: float, at_least: str, namespace: str | None) -> Answer:
         """Who holds GPUs now and has not used them for at least so long, looking back over the range."""

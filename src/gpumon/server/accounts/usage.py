@@ -43,11 +43,20 @@ _ADDED: Final = (
     "there", "active_there", "covered", "wall", *_BY_METHOD,
 )  # fmt: skip
 _HIGHEST: Final = ("active_peak", "memory_peak", "ends")
-_COLUMNS: Final = (*_ADDED, *_HIGHEST, "begins", "gpus", "pods", "unpriced", "all_pods", "all_gpus", "all_covered")
+_DISTINCT: Final = ("gpus", "pods")
+_COLUMNS: Final = (*_ADDED, *_HIGHEST, "begins", *_DISTINCT, "unpriced", "all_covered")
+_TOGETHER: Final = ", ".join(
+    f"{how}({name}) AS {name}"
+    for names, how in ((_ADDED, "sum"), (_HIGHEST, "max"), (("begins",), "min"))
+    for name in names
+)
+"""SQL for the figures of several groups as those of one. Distinct GPUs and pods don't add up: they are left
+out."""
 
 
-def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...]) -> Query:
-    """A row for each group, the largest first: its keys, who, and _COLUMNS."""
+def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...], limit: int) -> Query:
+    """Rows of: which (group, other or total), the group's keys, who, and _COLUMNS. The `limit` largest groups, the
+    largest first; those beyond in one, where there are any; all together."""
     price, price_parameters = price_case(prices)
     by_method = ", ".join(
         f"sum(seconds) FILTER (method = '{method}') AS {column}"
@@ -66,16 +75,27 @@ def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...]) ->
                    count(DISTINCT gpu_key) AS gpus, gpus * $wall AS wall,
                    list_sum([gpu.covered FOR gpu IN list(DISTINCT {{'key': gpu_key, 'covered': covered}})])
                        AS covered,
-                   count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS pods,
-                   list(DISTINCT gpu_name) FILTER (price IS NULL) AS unpriced
+                   count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS pods
             FROM priced GROUP BY {by.names}
+        ),
+        ranked AS MATERIALIZED (
+            SELECT *, row_number() OVER (
+                       ORDER BY coalesce(allocated, 0) + coalesce(active, 0) DESC, {by.names}) AS rank
+            FROM groups
+        ),
+        lines AS (
+            SELECT 'group' AS line, * FROM ranked WHERE rank <= $limit
+            UNION ALL BY NAME
+            SELECT 'other' AS line, {_TOGETHER} FROM ranked WHERE rank > $limit HAVING count(*) > 0
+            UNION ALL BY NAME
+            SELECT 'total' AS line, {_TOGETHER}, (SELECT count(*) FROM fleet) AS gpus,
+                   (SELECT count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) FROM priced) AS pods,
+                   (SELECT list(DISTINCT gpu_name ORDER BY gpu_name) FROM priced WHERE price IS NULL) AS unpriced,
+                   (SELECT sum(covered) FROM fleet) AS all_covered
+            FROM ranked
         )
-        SELECT {by.names}, {", ".join(_COLUMNS)}
-        FROM groups,
-             (SELECT count(DISTINCT (namespace, pod)) FILTER (pod IS NOT NULL) AS all_pods FROM priced),
-             (SELECT count(*) AS all_gpus, sum(covered) AS all_covered FROM fleet)
-        ORDER BY coalesce(allocated, 0) + coalesce(active, 0) DESC, {by.names}"""
-    return slices.bound(sql, gathered.parameters | by.parameters | price_parameters)
+        SELECT line, {by.names}, {", ".join(_COLUMNS)} FROM lines ORDER BY line, rank"""
+    return slices.bound(sql, gathered.parameters | by.parameters | price_parameters | {"limit": limit})
 
 
 def select_notes(gathered: Gathered) -> Query:
@@ -88,50 +108,31 @@ def select_notes(gathered: Gathered) -> Query:
 
 
 def usage_of(
-    rows: Sequence[tuple[Any, ...]],
-    notes: Iterable[str],
-    span: Span,
-    by: Grouping,
-    currency: str | None,
-    limit: int,
+    rows: Sequence[tuple[Any, ...]], notes: Iterable[str], span: Span, by: Grouping, currency: str | None
 ) -> dict[str, Any]:
-    """The answer, of the rows of `select_usage`. The groups beyond `limit` are summed up in one of `who`
-    "other"."""
-    width = len(by.keys)
-    entries = [
-        {"group": dict(zip(by.keys, row, strict=False)), "who": row[width]}
-        | _figures(dict(zip(_COLUMNS, row[width + 1 :], strict=True)))
-        for row in rows[:limit]
-    ]
-    if len(rows) > limit:
-        other = _together(rows[limit:], width + 1)
-        entries.append({"group": dict.fromkeys(by.keys), "who": "other"} | _figures(other))
-    first = dict(zip(_COLUMNS, rows[0][width + 1 :], strict=True)) if rows else dict.fromkeys(_COLUMNS)
-    gpus = first["all_gpus"] or 0
-    total = _together(rows, width + 1) | {"gpus": gpus, "pods": first["all_pods"] or 0}
-    names = width + 1 + _COLUMNS.index("unpriced")
-    unpriced = sorted({str(name) for row in rows for name in row[names] or ()})
-    if currency is not None and unpriced:
-        notes = [*notes, f"[COST] prices has none for {', '.join(unpriced)}: they are not in cost"]
+    """The answer, of the rows of `select_usage`. The groups beyond the limit are one of `who` "other"."""
+    entries = []
+    total: dict[str, Any] = {}
+    for line, *row in rows:
+        names, (who, *figures) = row[: len(by.keys)], row[len(by.keys) :]
+        of = dict(zip(_COLUMNS, figures, strict=True))
+        if line == "total":
+            total = of
+        else:
+            group = dict(zip(by.keys, names, strict=True))
+            entries.append({"group": group, "who": "other" if line == "other" else who} | _figures(of))
+    if currency is not None and total["unpriced"]:
+        notes = [
+            *notes,
+            f"[COST] prices has none for {', '.join(map(str, total['unpriced']))}: they are not in cost",
+        ]
     return {
         "currency": currency,
         "groups": entries if by.keys else [],
         "total": _sums(total),
-        "coverage": coverage(first["all_covered"] or 0.0, gpus * span.seconds),
+        "coverage": coverage(total["all_covered"] or 0.0, total["gpus"] * span.seconds),
         "notes": list(notes),
     }
-
-
-def _together(rows: Sequence[tuple[Any, ...]], first: int) -> dict[str, Any]:
-    """The figures of several groups, which begin at the column `first`, as those of one. Distinct GPUs and pods
-    don't add up: they are left out."""
-    columns = dict(zip(_COLUMNS, list(zip(*rows, strict=True))[first:], strict=True)) if rows else {}
-    whole: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    for names, combine in ((_ADDED, sum), (_HIGHEST, max), (("begins",), min)):
-        for name in names:
-            there = [value for value in columns.get(name, ()) if value is not None]
-            whole[name] = combine(there) if there else None
-    return whole
 
 
 def _sums(of: dict[str, Any]) -> dict[str, Any]:
