@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gpumon.server.accounts import rolling, slices
 from gpumon.server.accounts.cells import CELL_COLUMNS, CREATE_CELLS, FINE, HOUR
 from gpumon.server.accounts.desk import Reading, Run, merged
-from gpumon.server.accounts.plan import plan
+from gpumon.server.accounts.plan import Plan, plan
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.accounts.slices import GPU_KEY, KNOWN_FOR, PLACE, utc
 
@@ -40,23 +40,30 @@ FLEET: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """`relations` is SQL for WITH: `cells` and `fleet`; `parameters` are theirs. `single` are the
-    stretches of time that are a cell each, `hours` the runs that are made of hours; all else is of fine buckets.
-    `reach` is how far from them rows matter."""
+    """`relations` is SQL for WITH: `cells` and `fleet`; `parameters` are theirs. `before` and `within` say which
+    cells these are, `pieces` which stretches of raw rows are a cell each. `reach` is how far from them rows
+    matter."""
 
     relations: str
     parameters: dict[str, Any]
-    single: Sequence[Run]
-    hours: Sequence[Run]
+    before: Plan
+    within: Plan
+    pieces: Sequence[Run]
     reach: timedelta
 
     def bucket_from(self, begin: datetime) -> Run:
         """The bucket that begins then, which is one of the range's."""
-        for of, to in self.single:
+        for of, to in (*self.within.days, *self.pieces):
             if of == begin:
                 return of, to
-        length = HOUR if any(of <= begin < to for of, to in self.hours) else FINE
+        length = HOUR if any(of <= begin < to for of, to in self.within.hours) else FINE
         return begin, begin + length
+
+    def by_hours(self, days: Sequence[Run]) -> Gathered:
+        """The same, with these of its days in hours."""
+        whole = [day for day in self.within.days if day not in days]
+        within = replace(self.within, days=whole, hours=sorted([*self.within.hours, *days]))
+        return _gathered(self.before, within, self.pieces, self.parameters, self.reach)
 
 
 def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozenset[str]) -> Gathered:
@@ -72,21 +79,22 @@ def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozense
         rolling.roll(reading.select, piece, reading.reach, stale_after, "edge_cells", kinds | {"place"})
     rolling.sight(reading.select, before.raw, "edge_cells")
     parameters: dict[str, Any] = {"start": start, "end": end, "wall": span.seconds, "labels_end": end + KNOWN_FOR}
+    return _gathered(before, within, [run for piece in raw for run in piece], parameters, reading.reach)
+
+
+def _gathered(
+    before: Plan, within: Plan, pieces: Sequence[Run], parameters: Mapping[str, Any], reach: timedelta
+) -> Gathered:
+    values = dict(parameters)
     chosen = " UNION ALL ".join(
         [
-            *_chosen("day_cells", [*before.days, *within.days], parameters),
-            *_chosen("hour_cells", [*before.hours, *within.hours], parameters),
-            *_chosen("fine_cells", [*before.fine, *within.fine], parameters),
+            *_chosen("day_cells", [*before.days, *within.days], values),
+            *_chosen("hour_cells", [*before.hours, *within.hours], values),
+            *_chosen("fine_cells", [*before.fine, *within.fine], values),
             f"SELECT {_CELL} FROM edge_cells",
         ]
     )
-    return Gathered(
-        f"cells AS NOT MATERIALIZED ({chosen}), {FLEET}",
-        parameters,
-        single=[*within.days, *(interval for piece in raw for interval in piece)],
-        hours=within.hours,
-        reach=reading.reach,
-    )
+    return Gathered(f"cells AS NOT MATERIALIZED ({chosen}), {FLEET}", values, before, within, pieces, reach)
 
 
 def _chosen(table: str, runs: Sequence[Run], parameters: dict[str, Any]) -> list[str]:

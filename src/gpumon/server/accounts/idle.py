@@ -4,7 +4,8 @@ A holder is idle since its last sample with more use than the threshold, counted
 be measured: seconds without a sample, or with one that tells nothing, are neither idle nor busy, and lower
 `coverage`. What it is called, and has, is what its last sample says.
 
-Cells tell in which bucket that last use was, and what came after it; raw rows of that bucket tell when.
+Cells tell in which bucket that last use was, and what came after it: first of days, then of the hours of the days
+in question. Raw rows of that hour tell when.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 from gpumon.clock import to_wire
 from gpumon.server.accounts import rolling, slices
 from gpumon.server.accounts.cells import HOLDER
-from gpumon.server.accounts.desk import Reading, Rows
+from gpumon.server.accounts.desk import Reading, Rows, Run
 from gpumon.server.accounts.gathering import Gathered
 from gpumon.server.accounts.ledger import coverage
 from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
@@ -166,11 +167,22 @@ def ask(
     def run(sql: str) -> Rows:
         return reading.select(sql, slices.bound_values(sql, values))
 
-    reading.rows_of([(values["fresh"], datetime.max)])
+    def buckets_in_question() -> list[Run]:
+        run(_evidence(gathered))
+        wanted = run("SELECT DISTINCT unnest([busy_bucket, last_bucket]) FROM cell_evidence")
+        return sorted(gathered.bucket_from(begin) for (begin,) in wanted if begin is not None)
+
+    oldest = run("SELECT min(sampled_at) FROM live.latest WHERE sampled_at >= $fresh")[0][0]
+    if oldest is None:
+        return []
+    values["fresh"] = oldest
+    reading.rows_of([(oldest, datetime.max)])
     run(_HOLDERS)
-    run(_evidence(gathered))
-    wanted = run("SELECT DISTINCT unnest([busy_bucket, last_bucket]) FROM cell_evidence")
-    buckets = sorted(gathered.bucket_from(begin) for (begin,) in wanted if begin is not None)
+    buckets = buckets_in_question()
+    while days := [bucket for bucket in buckets if bucket in gathered.within.days]:
+        gathered = gathered.by_hours(days)
+        values |= gathered.parameters
+        buckets = buckets_in_question()
     if not buckets:
         return []
     reading.rows_of(slices.windows_of(buckets, gathered.reach))
