@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from gpumon.server.accounts.answers import RangeWords
+from gpumon.server.accounts.desk import Run
 from tests.samples import pod, sample
+from tests.server.cellbench import Bench
 from tests.server.conftest import Serve
 
 MINUTE = timedelta(minutes=1)
+FIRST, LAST_USE = datetime(2026, 1, 5, 10, tzinfo=UTC), datetime(2026, 1, 5, 11, 10, tzinfo=UTC)
+DAY = (datetime(2026, 1, 5, 10), datetime(2026, 1, 5, 12))
 
 
 def minutes_ago(minutes: float, *pods: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -156,3 +162,27 @@ def test_time_before_it_was_held_is_no_idle_time(serve: Serve) -> None:
     unheld = [minutes_ago(m, used(0.0, held=False)) for m in range(5, 30)]
     (entry,) = ask(serve(), *unheld, *(minutes_ago(m, used(0.0)) for m in range(5)), at_least="4m")["idle"]
     assert age(entry) == pytest.approx(5, abs=0.5)
+
+
+@pytest.mark.parametrize("kept", [[], [DAY]], ids=["hours", "days"])
+def test_where_the_rows_of_the_last_use_are_deleted_it_is_known_to_the_hour(kept: list[Run]) -> None:
+    holder = pod(held=True, gpu_share=1.0)
+    posted = [
+        sample(gpu_uuid="gpu-a", node="node-1", interval_seconds=60.0, holder_count=1)
+        | {"timestamp": at.isoformat(), "sampled_at": at.isoformat()}
+        | {"pods": [holder | {"utilization": 80.0 if at < LAST_USE else 0.0}]}
+        for at in (FIRST + n * MINUTE for n in range(178))
+    ]
+    with closing(Bench(posted, MINUTE)) as bench:
+        bench.roll(*DAY)
+        bench.days, bench.hours = kept, [DAY]
+        answers = bench.answers(FIRST + 177 * MINUTE)
+        words = RangeWords(FIRST.isoformat(), (FIRST + 177 * MINUTE).isoformat())
+        (exact,) = answers.idle(words, 1.0, "1m", None)["idle"]
+        for table in ("samples", "pod_usage"):
+            bench.execute(f"DELETE FROM hot_{table} WHERE sampled_at < '2026-01-05 12:00:00'")
+        (rough,) = answers.idle(words, 1.0, "1m", None)["idle"]
+    assert (exact["since"], exact["since_at_least"]) == ("2026-01-05T11:09:00.000Z", False)
+    assert (rough["since"], rough["since_at_least"]) == ("2026-01-05T12:00:00.000Z", True)
+    assert rough["idle_seconds"] == pytest.approx(57 * 60)
+    assert rough["evidence"]["coverage"] == pytest.approx(1)

@@ -5,7 +5,7 @@ be measured: seconds without a sample, or with one that tells nothing, are neith
 `coverage`. What it is called, and has, is what its last sample says.
 
 Cells tell in which bucket that last use was, and what came after it: first of days, then of the hours of the days
-in question. Raw rows of that hour tell when.
+in question. Raw rows of that hour tell when; where they are deleted, it was in the hour before `since`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ KINDS: Final = frozenset({"holder", "place"})
 _WHERE: Final = ("gpu_uuid", "client_name", "gpu_id", "gpu_name", "node")
 _WHOSE: Final = (*HOLDER, "pod_uid", "owner_kind", "owner_name")
 _FIGURES: Final = (
-    "price", "gpu_share", "busy_at", "first_begin", "idle_seconds", "unmeasured_seconds", "wasted", "samples",
-    "unmeasured_samples", "utilization_max", "utilization_mean", "memory_used", "process_count", "energy_mj",
-    "method",
+    "price", "gpu_share", "busy_at", "is_rough", "first_begin", "idle_seconds", "unmeasured_seconds", "wasted",
+    "samples", "unmeasured_samples", "utilization_max", "utilization_mean", "memory_used", "process_count",
+    "energy_mj", "method",
 )  # fmt: skip
 _NEWEST: Final = {
     name: name for name in ("pod_uid", "owner_kind", "owner_name", "memory_used", "process_count", "method")
@@ -95,16 +95,19 @@ def _figures(gathered: Gathered, price: str) -> str:
     return f"""
         WITH {gathered.relations}, {NODE_LABELS},
         readings AS MATERIALIZED (
-            SELECT holder, own, ends, seconds, told.*, energy_mj * portion AS energy,
+            SELECT holder, own, ends, seconds, told.*, energy_mj * portion AS energy, busy_bucket,
                    make_timestamp(lower) IS NOT DISTINCT FROM busy_bucket AS at_use,
                    make_timestamp(lower) = last_bucket AS at_last
             FROM ({rolling.HOLDINGS}) AS told JOIN cell_evidence AS holders ON {_SAME}
             JOIN cell_spans USING (sample)
         ),
         since AS (
-            SELECT holder,
-                   make_timestamp(max(ends) FILTER (at_use AND utilization > $threshold * share)) AS busy_at
-            FROM readings GROUP BY holder
+            SELECT holder, coalesce(told_at, busy_until) AS busy_at,
+                   told_at IS NULL AND busy_until IS NOT NULL AS is_rough
+            FROM (SELECT holder, any_value(busy_bucket) AS busy_bucket, make_timestamp(
+                             max(ends) FILTER (at_use AND utilization > $threshold * share)) AS told_at
+                  FROM readings GROUP BY holder)
+            LEFT JOIN (SELECT unnest($begins) AS busy_bucket, unnest($untils) AS busy_until) USING (busy_bucket)
         ),
         after AS (
             SELECT * FROM readings JOIN since USING (holder) WHERE busy_at IS NULL OR ends > epoch_us(busy_at)
@@ -185,6 +188,7 @@ def ask(
         buckets = buckets_in_question()
     if not buckets:
         return []
+    values["begins"], values["untils"] = zip(*buckets, strict=True)
     reading.rows_of(slices.windows_of(buckets, gathered.reach))
     rolling.prepare(
         reading.select,
@@ -229,7 +233,7 @@ def _entry(of: dict[str, Any], span: Span) -> dict[str, Any]:
         **{name: of[name] for name in (*_WHERE, *_WHOSE)},
         "gpu_share": of["gpu_share"],
         "since": to_wire(begin.replace(tzinfo=UTC)),
-        "since_at_least": of["busy_at"] is None,
+        "since_at_least": of["busy_at"] is None or of["is_rough"],
         "idle_seconds": idle_seconds,
         "gpu_hours_wasted": hours,
         "cost": None if of["price"] is None else of["price"] * hours,

@@ -185,7 +185,8 @@ class Holder(BaseModel):
     gpu_share: float = Field(description="Share of the GPU that it holds, 0 to 1.", examples=[1.0])
     since: str = Field(description="Since when it is idle, UTC.", examples=["2026-11-24T09:00:00.000Z"])
     since_at_least: bool = Field(
-        description="True: for even longer, the range does not reach back to its last use."
+        description="True: maybe for longer. The range does not reach back to its last use, or the rows of that "
+        "hour are deleted."
     )
     idle_seconds: float = Field(description="Measured idle time since then, s.", examples=[3600.0])
     gpu_hours_wasted: float = Field(description="The share held, times that time, GPU-h.", examples=[1.0])
