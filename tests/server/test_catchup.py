@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from gpumon.server import catchup as catchup_module
 from tests.samples import full_sample
 from tests.server.test_sealed_answers import Client, served
+from tests.server.test_store import SEED, old_line
 
 NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
 
@@ -79,3 +81,18 @@ def test_where_nothing_has_changed_a_query_looks_at_no_files_of_sealed_days(
         assert counted(client) == 2
         next(tmp_path.glob("gpu_metrics_*.csv")).unlink()
         assert counted(client) == 0
+
+
+def test_a_file_that_could_not_be_read_is_read_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catchup_module, "_LOOK_SECONDS", 60.0)
+    whole = gzip.compress(f"{SEED}\n{old_line(10)}\n".encode() * 50)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        copied = tmp_path / "gpu_metrics_20261121.csv.gz"
+        copied.write_bytes(whole[:-20])
+        assert counted(client) == 0
+        counted(client)
+        copied.write_bytes(whole)
+        assert counted(client) == 50

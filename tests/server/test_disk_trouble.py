@@ -68,6 +68,7 @@ def test_a_database_that_duckdb_gave_up_is_opened_anew(tmp_path: Path, monkeypat
                 raise DatabaseError(duckdb.FatalException("database has been invalidated"))
 
             patch.setattr(engine.index.catchup, "_load_changes", fail)
+            engine.index.catchup.refresh()
             assert engine.reader.statistics(Filter())["samples"] == 1
             assert engine.counts().behind
         assert engine.reader.statistics(Filter())["samples"] == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -180,4 +182,25 @@ def test_a_query_that_takes_too_long_is_stopped_and_says_what_to_do(tmp_path: Pa
         store.select(endless)
     assert refused.value.status == 503
     assert store.select(Query("SELECT 1")) == [(1,)]
+    store.close()
+
+
+def test_to_close_the_store_takes_no_longer_than_a_query_may(tmp_path: Path) -> None:
+    endless = Query("SELECT sum(a.range * b.range) FROM range(?) a, range(100000) b", [10**9])
+    store = Store(tmp_path, cell_columns=CREATE_CELLS.strip("()"), query_timeout_seconds=1.0)
+    store.open()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(store.select, endless)
+        time.sleep(0.3)  # it runs now
+        store.close()
+        with pytest.raises(QueryError):
+            asked.result(timeout=10)
+
+
+def test_a_reading_sees_the_newest_samples_as_they_are_in_its_rows(tmp_path: Path) -> None:
+    store = Store(tmp_path, cell_columns=CREATE_CELLS.strip("()"), query_timeout_seconds=10)
+    store.open()
+    with store.reading() as reading:
+        store.execute("INSERT INTO live.latest (client_name) VALUES ('later')")
+        assert reading.select("SELECT count(*) FROM live.latest") == [(0,)]
     store.close()

@@ -137,14 +137,16 @@ class CatchUp:
         return _BUSY_REFRESH_SECONDS / 2 if self._is_busy else REFRESH_SECONDS
 
     def _changing(self) -> object:
-        """What differs after anything but an edit within a sealed day's file: what is committed, the folder's
-        entries, and the files of unsealed days. None where it can't be told."""
+        """What differs after anything but an edit within a sealed day's file: the folder's entries, what is
+        committed, what of it is in the store, and all other files. None where it can't be told."""
         try:
             entries = self._folder.stat().st_mtime_ns
         except OSError:
             return None
-        unsealed = [name for name, known in self._shelf.files.copy().items() if not known.sealed]
-        return entries, self._committed_sizes(), {name: seen(self._folder / name) for name in unsealed}
+        there = self._shelf.files.copy()
+        others = [*(name for name, known in there.items() if not known.sealed), *self._unreadable.copy()]
+        states = {name: seen(self._folder / name) for name in others}
+        return entries, self._committed_sizes(), there, self._shelf.deferred.copy(), states
 
     @property
     def _is_busy(self) -> bool:
@@ -161,6 +163,7 @@ class CatchUp:
             self._loaded, self._as_of = changing, began
             self.behind = None
         except Exception as error:  # a query answers from what the store has; the next refresh tries again
+            self._loaded = None
             if self.behind is None:
                 known = isinstance(error, StorageError | OSError)
                 log.error("store_behind error=%s", error, exc_info=None if known else error)

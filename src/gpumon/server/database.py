@@ -75,10 +75,11 @@ class Alarms:
         """Has an action called at an instant of time.monotonic(); gives what `cancel` wants."""
         alarm = object()
         with self._changed:
-            self._set[alarm] = (at, action)
             if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._run, name="alarms", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="alarms", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._set[alarm] = (at, action)
             if at < self._wakes_at:
                 self._changed.notify()
         return alarm
@@ -100,8 +101,10 @@ class Alarms:
                 now = time.monotonic()
                 for alarm in [alarm for alarm, (at, _) in self._set.items() if at <= now]:
                     _, action = self._set.pop(alarm)
-                    with contextlib.suppress(duckdb.Error):  # it may be closed
+                    try:
                         action()
+                    except Exception:  # the others wait for this thread, too
+                        log.exception("alarm_failed")
                 self._wakes_at = min((at for at, _ in self._set.values()), default=math.inf)
                 self._changed.wait(None if self._wakes_at == math.inf else max(0.0, self._wakes_at - now))
 
@@ -149,9 +152,11 @@ class Database:
             raise DatabaseError(error) from error
 
     def close(self) -> None:
-        """Closes it. Readings under way fail."""
-        self._alarms.close()
-        self._connection.close()
+        """Closes it, when the readings under way have ended or taken longer than they may."""
+        try:
+            self._connection.close()
+        finally:
+            self._alarms.close()
 
     def execute(self, sql: str, parameters: Parameters = ()) -> Rows:
         """Runs a statement on the writing connection; gives its rows. Raises DatabaseError."""

@@ -111,7 +111,7 @@ class Store:
         return self._database is not None
 
     def close(self) -> None:
-        """Closes the database. Queries under way fail. Harmless when it is not open."""
+        """Closes the database, when the queries under way have ended. Harmless when it is not open."""
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -138,6 +138,10 @@ class Store:
                     self._query_timeout, self._max_rows if bounded else None, single=single
                 ) as reading,
             ):
+                if not single:
+                    # DuckDB's snapshot of each database begins with the first look at it. What `live.latest` has
+                    # by now is in the rows, whose snapshot begins later.
+                    reading.select("SELECT 1 FROM live.latest LIMIT 1")
                 if windows:
                     self.look_at(reading, windows)
                 yield reading
