@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gpumon.server.database import Alarms
+from gpumon.server.alarms import Alarms
 
 
 @pytest.fixture

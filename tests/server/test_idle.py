@@ -16,7 +16,7 @@ from tests.server.cellbench import Bench
 from tests.server.conftest import Serve
 
 MINUTE = timedelta(minutes=1)
-FIRST, LAST_USE = datetime(2026, 1, 5, 10, tzinfo=UTC), datetime(2026, 1, 5, 11, 10, tzinfo=UTC)
+FIRST, LAST_USE = datetime(2026, 1, 5, 10, tzinfo=UTC), datetime(2026, 1, 5, 10, 40, tzinfo=UTC)
 DAY = (datetime(2026, 1, 5, 10), datetime(2026, 1, 5, 12))
 
 
@@ -182,7 +182,7 @@ def test_where_the_rows_of_the_last_use_are_deleted_it_is_known_to_the_hour(kept
         for table in ("samples", "pod_usage"):
             bench.execute(f"DELETE FROM hot_{table} WHERE sampled_at < '2026-01-05 12:00:00'")
         (rough,) = answers.idle(words, 1.0, "1m", None)["idle"]
-    assert (exact["since"], exact["since_at_least"]) == ("2026-01-05T11:09:00.000Z", False)
-    assert (rough["since"], rough["since_at_least"]) == ("2026-01-05T12:00:00.000Z", True)
-    assert rough["idle_seconds"] == pytest.approx(57 * 60)
+    assert (exact["since"], exact["since_at_least"]) == ("2026-01-05T10:39:00.000Z", False)
+    assert (rough["since"], rough["since_at_least"]) == ("2026-01-05T11:00:00.000Z", True)
+    assert rough["idle_seconds"] == pytest.approx(117 * 60)
     assert rough["evidence"]["coverage"] == pytest.approx(1)

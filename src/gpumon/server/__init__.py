@@ -6,9 +6,9 @@ decode, accept      from the bytes of a request to rows of the CSVs; labels (cho
 ingest              the queue in front of the disk and its one writer; journal (what is committed)
 csvlog              the daily CSV files, the truth; parts, healing, disk, days (names of files), retention, tables
                     (the three kinds)
-index               all that is made of the CSVs: store (the database), catchup, arrivals and loading (how rows
-                    get there), sealer, sealing, shelf, adoption (days as Parquet), rolling, touched (rollups of
-                    accounts)
+index               all that is made of the CSVs: store (the database; alarms end what takes too long), catchup,
+                    arrivals and loading (how rows get there), sealer, sealing, shelf, adoption (days as Parquet),
+                    rolling, touched (rollups of accounts)
 reader              the old program's questions; queries, figures
 accounts            whose the GPUs' time, energy and money were, and who is on them now; desk (where it asks)
 exporting           rows out of it; importing (CSVs of elsewhere into it), dayfiles (the CSVs themselves)

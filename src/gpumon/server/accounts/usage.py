@@ -43,8 +43,7 @@ _ADDED: Final = (
     "there", "active_there", "covered", "wall", *_BY_METHOD,
 )  # fmt: skip
 _HIGHEST: Final = ("active_peak", "memory_peak", "ends")
-_DISTINCT: Final = ("gpus", "pods")
-_COLUMNS: Final = (*_ADDED, *_HIGHEST, "begins", *_DISTINCT, "unpriced", "all_covered")
+_COLUMNS: Final = (*_ADDED, *_HIGHEST, "begins", "gpus", "pods", "unpriced", "all_covered")
 _TOGETHER: Final = ", ".join(
     f"{how}({name}) AS {name}"
     for names, how in ((_ADDED, "sum"), (_HIGHEST, "max"), (("begins",), "min"))
