@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from gpumon.agent.nvml import GROUPS
 from gpumon.agent.nvml.events import UNFIT
 from gpumon.errors import GpuLost
 from gpumon.model.fields import BY_NAME
-from tests.agent.nvmlnode import Node, simulated
+from tests.agent.nvmlnode import Node, answering, simulated
 from tests.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVML has events on Linux only")
@@ -129,6 +130,25 @@ def test_closing_ends_the_watch_before_the_library_and_frees_its_set(nodes: Call
     waited = calls[WAIT]
     node.open()
     until(lambda: node.fake.calls[WAIT] > waited)
+
+
+def test_closing_ends_earlier_watches_too(nodes: Callable[..., Node]) -> None:
+    node = nodes("model = 'l4'")
+    watches: list[int] = []
+
+    def first_is_slow(*_: Any) -> None:
+        watches.append(threading.get_ident())
+        if watches[0] == watches[-1]:
+            time.sleep(0.5)
+
+    answering(node, WAIT, first_is_slow)
+    node.open()
+    until(lambda: watches)
+    node.open()  # another watch, while the first is in its last wait
+    node.nvml.close()
+    calls = node.fake.calls
+    assert calls["nvmlEventSetCreate"] == calls["nvmlEventSetFree"]
+    assert "nvml-xids" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize("call", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents"])

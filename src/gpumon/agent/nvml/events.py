@@ -10,6 +10,7 @@ import contextlib
 import logging
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -52,26 +53,28 @@ class XidWatch:
         self._lock = threading.Lock()
         self._unfit: dict[str, int] = {}
         self._task: Task | None = None
+        self._ending: list[Task] = []  # earlier ones, each in its last wait
 
     def start(self, handles: Mapping[str, Any]) -> None:
         """Watches these GPUs, by UUID, instead of those before; what these have reported stays known."""
         if sys.platform != "linux":
             return
         with self._lock:
-            before, self._task = self._task, None
+            self._end_soon()
             self._unfit = {uuid: xid for uuid, xid in self._unfit.items() if uuid in handles}
             if handles:
                 self._task = Task("nvml-xids", lambda stop: self._watch(stop, handles)).start()
-        if before is not None:
-            before.stop(0)  # it ends with its wait, and frees its set
 
     def stop(self) -> None:
-        """Ends the watch, as has to be before NVML is shut down, and forgets what was reported."""
+        """Ends the watch and those before it, as has to be before NVML is shut down, and forgets what was
+        reported."""
         with self._lock:
-            before, self._task = self._task, None
+            self._end_soon()
             self._unfit = {}
-        if before is not None:
-            before.stop(STOP_TIMEOUT_SECONDS)
+            ending, self._ending = self._ending, []
+        until = time.monotonic() + STOP_TIMEOUT_SECONDS
+        for task in ending:
+            task.stop(max(0.0, until - time.monotonic()))
 
     def forget(self, uuid: str) -> None:
         """A GPU begins anew: it was reset, or found again."""
@@ -82,6 +85,11 @@ class XidWatch:
         """`xid <number>` of the first Xid that left a GPU unfit; None where there was none."""
         xid = self._unfit.get(uuid)
         return None if xid is None else f"xid {xid}"
+
+    def _end_soon(self) -> None:
+        """The task is told to end, which it does with its wait, and frees its set."""
+        tasks = self._ending if self._task is None else [*self._ending, self._task]
+        self._task, self._ending = None, [task for task in tasks if not task.stop(0)]
 
     def _watch(self, stop: threading.Event, handles: Mapping[str, Any]) -> None:
         while not stop.is_set():
