@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from gpumon.server import catchup as catchup_module
@@ -51,6 +53,28 @@ def test_where_much_comes_in_no_query_waits_for_the_last_half_second(
         monkeypatch.setattr(catchup_module, "_BUSY_REFRESH_SECONDS", 0.0)
         time.sleep(0.01)
         assert counted(client) == 3
+
+
+@pytest.mark.parametrize(("limit", "kept"), [("_KEPT_BYTES", 1), ("_KEPT_SECONDS", -1.0)])
+def test_after_so_much_or_so_long_the_store_is_put_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, kept: float
+) -> None:
+    def on_disk() -> int:
+        shutil.copy(tmp_path / ".gpumon" / "store.duckdb", tmp_path / "copied.duckdb")
+        with duckdb.connect(str(tmp_path / "copied.duckdb"), read_only=True) as database:
+            rows: int = database.execute("SELECT count(*) FROM hot_samples").fetchall()[0][0]
+        return rows
+
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        engine.index.store.checkpoint()
+        post(client, 0)
+        assert (counted(client), on_disk()) == (1, 0)
+        monkeypatch.setattr(catchup_module, limit, kept)
+        post(client, 1)
+        assert (counted(client), on_disk()) == (2, 2)
+    assert on_disk() == 2
+    assert not list((tmp_path / ".gpumon").glob("*.wal"))
 
 
 def test_it_is_not_busy_any_more_when_nothing_comes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

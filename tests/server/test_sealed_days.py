@@ -158,6 +158,95 @@ def test_rows_that_no_rollup_was_told_of_make_the_day_beside_them_out_of_date(tm
         assert manifest.read(folder, manifest.RawManifest).taken
 
 
+def sealed_again(client: Client, engine: Engine) -> None:
+    sealed(engine)
+    engine.index.shelf.delete_retired(5)
+
+
+def compressed(client: Client, engine: Engine) -> None:
+    engine._policy = type(engine._policy)(keep_days=0, max_bytes=0, compress_after_days=1)
+    engine.tidy_now()
+    assert len(list(engine._folder.glob("*.csv.gz"))) == 4
+
+
+def deleted(client: Client, engine: Engine) -> None:
+    without_rows(engine)
+
+
+def late(client: Client, engine: Engine) -> None:
+    assert client.post("/api/receive-data", json=[row | {"gpu_id": 1} for row in rows()[:60]]).status_code == 200
+    engine.index.catchup.refresh()
+
+
+@pytest.mark.parametrize("copied", ["before", "after"])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([], sealed_again),
+        ([sealed_again], sealed_again),
+        ([sealed_again], compressed),
+        ([], compressed),
+        ([sealed_again], deleted),
+        ([sealed_again], late),
+        ([sealed_again, late], sealed_again),
+        ([sealed_again, compressed], deleted),
+    ],
+)
+def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(
+    tmp_path: Path,
+    first: list[Callable[[Client, Engine], None]],
+    then: Callable[[Client, Engine], None],
+    copied: str,
+) -> None:
+    """That of a server that was killed is as it was at its last checkpoint, or at the one before, where it was
+    killed just before that."""
+    store, older = tmp_path / ".gpumon" / "store.duckdb", tmp_path / "older"
+    export = {"format": "csv", **RANGE}
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=rows()).status_code == 200
+        for action in first:
+            action(client, engine)
+        answers(client)
+        engine.index.store.checkpoint()
+        shutil.copy(store, older)
+        then(client, engine)
+        if copied == "after":
+            shutil.copy(store, older)
+        now = answers(client)
+        lines = client.get("/api/export", params=export).text.count("\n")
+    shutil.copy(older, store)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        for _ in range(2):
+            assert answers(client) == now
+            assert client.get("/api/export", params=export).text.count("\n") == lines
+            engine.index.settle()
+
+
+def test_what_a_day_that_was_never_loaded_makes_out_of_date_is_so_after_a_kill_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path / "all", "UTC", NOW) as (client, _):
+        assert client.post("/api/receive-data", json=rows()).status_code == 200
+        now = answers(client)
+    data = tmp_path / "data"
+    with served(data, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=rows()[:144]).status_code == 200
+        engine.index.catchup.refresh()
+        engine.index.roller.roll_due(NEVER.is_set, patient=False)
+        engine.index.store.checkpoint()
+        monkeypatch.setattr(catchup_module, "_DEFERRED_BYTES", 1)
+        for file in (tmp_path / "all").glob("*_20261121.csv"):
+            shutil.copy(file, data)
+        engine.index.catchup.refresh()
+        assert engine.index.shelf.deferred == {DAYS[1]}
+        engine.index.sealer.seal_rows(DAYS[1], NEVER)
+        assert answers(client) == now
+        shutil.copy(data / ".gpumon" / "store.duckdb", tmp_path / "killed")
+    shutil.copy(tmp_path / "killed", data / ".gpumon" / "store.duckdb")
+    with served(data, "UTC", NOW) as (client, engine):
+        assert answers(client) == now
+
+
 def test_a_day_that_went_with_the_store_leaves_nothing_in_the_rollups_beside_it(tmp_path: Path) -> None:
     with served(tmp_path / "data", "UTC", NOW) as (client, engine):
         filled(client, engine)

@@ -1,5 +1,6 @@
 """What is done with the sealed days that are found at the start: the store, which may be a new one, is made to
-have those that count, and no others.
+have those that count, and no others. It may also be older than what is found: that of a server that was killed is
+as it was at its last checkpoint.
 
 First all days are taken in, then all cells, and only then what is out of date by it: what of a day is known only
 when the days beside it are.
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -20,6 +22,15 @@ from gpumon.server.store import Store
 from gpumon.server.touched import Touched
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store says of a sealed day: the folder of its rows, that of its cells, whether there are rows."""
+
+    folder: str
+    cells: str | None
+    has_rows: bool
 
 
 class Adoption:
@@ -39,18 +50,22 @@ class Adoption:
         """Does it. Raises DatabaseError."""
         shelf = self._shelf
         shelf.begin()
-        known: dict[date, str] = dict(self._store.execute("SELECT day, folder FROM sealed"))
-        known_cells: dict[date, str | None] = dict(self._store.execute("SELECT day, cells FROM sealed"))
+        known = {
+            day: Known(folder, cells, has_rows)
+            for day, folder, cells, has_rows in self._store.execute(
+                "SELECT day, folder, cells, has_rows FROM sealed"
+            )
+        }
         found = manifest.find(shelf.root, shelf.stamps)
         for there in found.values():
             self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
-        for day, folder in known.items():
-            if day not in found or str(found[day].folder) != folder:
+        for day in list(known):
+            if day not in found or not self._knows(found[day], known[day]):
                 shelf.take_out(day)
-                known_cells.pop(day)
+                known.pop(day)
         misfits = [there for day, there in found.items() if not self._adopt(day, there, known.get(day))]
         for day in shelf.days:
-            self._adopt_cells(day, found[day], known_cells.get(day))
+            self._adopt_cells(day, found[day], known[day].cells if day in known else None)
         for there in misfits:
             shelf.mark(there.raw.first_at, there.raw.last_at)
             shutil.rmtree(there.folder.parent, ignore_errors=True)
@@ -59,12 +74,18 @@ class Adoption:
                 shelf.touch(day)
         shelf.spoil(self._touched.take_stale_days())
 
-    def _adopt(self, day: date, there: Found, known: str | None) -> bool:
+    def _knows(self, there: Found, known: Known) -> bool:
+        """Whether the store has what is sealed of a day, all its files under the names that they have now."""
+        names = [file.name for file in there.raw.files] if there.raw.has_rows else []
+        sealed = {name for name, file in self._shelf.files.items() if file.sealed}
+        return known.folder == str(there.folder) and sealed.issuperset(names)
+
+    def _adopt(self, day: date, there: Found, known: Known | None) -> bool:
         """Takes a day in; False where what is sealed does not fit the CSV files, so that it is to go."""
         shelf, raw = self._shelf, there.raw
         if raw.deleting:
             raw = self._end_deleting(there)
-        is_new = known != str(there.folder)
+        is_new = known is None
         reason = shelf.misfit(raw, self._committed)
         if reason is None and is_new:
             reason = manifest.fault(there.folder, raw.outputs, only=manifest.LOADED)
@@ -76,7 +97,7 @@ class Adoption:
             shelf.take_out(day)
             return False
         shelf.adopt(day, there.folder, raw, known=not is_new)
-        if there.raw.deleting:
+        if known is not None and known.has_rows and not raw.has_rows:
             shelf.forget_rows(day)
         return True
 

@@ -48,6 +48,10 @@ _BUSY_BYTES_A_SECOND: Final = 2**20
 """Of CSV, some 1,300 full samples: each query would have to load a part of a second's, for 50 ms or more."""
 _DEFERRED_BYTES: Final = 32 * 2**20
 """A day of more than so much, of which nothing is loaded, is sealed at once when it is over."""
+_KEPT_BYTES: Final = 128 * 2**20
+_KEPT_SECONDS: Final = 600.0
+"""After so much CSV, or so long, the store is put on disk: what is younger, a server that is killed has to load
+again."""
 
 
 class CatchUp:
@@ -81,6 +85,8 @@ class CatchUp:
         self._as_of = self._loaded_at = time.monotonic()
         self._loaded: object = None
         self._busy_loads = 0
+        self._unkept_bytes = 0
+        self._kept_at = time.monotonic()
         self.complete = threading.Event()
         self.unreadable: dict[str, str] = {}
         self.behind: str | None = None
@@ -283,6 +289,10 @@ class CatchUp:
         for stretch in read:
             self._shelf.remember(stretch)
         self._arrivals.after(read)
+        self._unkept_bytes += sum(stretch.end - stretch.start for stretch in read)
+        if self._unkept_bytes > _KEPT_BYTES or time.monotonic() > self._kept_at + _KEPT_SECONDS:
+            self._store.checkpoint()
+            self._unkept_bytes, self._kept_at = 0, time.monotonic()
 
     def _forget(self, name: str) -> None:
         """Takes a file's rows out; all of a sealed day's, if it is part of one: its other files are loaded

@@ -18,16 +18,6 @@ SAMPLE_COLUMNS = ", ".join(SAMPLES.columns)
 LATEST_KEY = "client_name, gpu_id"
 
 
-def newest_of(table: str) -> str:
-    """SQL for the newest row of each GPU; of two of the same instant the later. By aggregates and joins, since a
-    window would sort every row with all its columns."""
-    return f"""
-        WITH moment AS (SELECT {LATEST_KEY}, max(sampled_at) AS sampled_at FROM {table} GROUP BY {LATEST_KEY}),
-             place AS (SELECT max(rows.rowid) AS rowid
-                       FROM {table} AS rows JOIN moment USING ({LATEST_KEY}, sampled_at) GROUP BY {LATEST_KEY})
-        SELECT {SAMPLE_COLUMNS} FROM {table} WHERE rowid IN (SELECT rowid FROM place)"""
-
-
 @dataclass(frozen=True, slots=True)
 class Query:
     """SQL text, its parameters, and from when to when it needs rows of `samples` and `pod_usage` (naive UTC)."""

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from gpumon.server import manifest
 from gpumon.server.accounts.cells import HOUR
 from gpumon.server.arrivals import Arrivals, Stretch
+from gpumon.server.database import DatabaseError
 from gpumon.server.days import FileNames, local_midnight
 from gpumon.server.disk import seen
 from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest, Stamps
@@ -321,8 +322,9 @@ class Shelf:
 
     def _note_taken(self, day: date) -> None:
         try:
+            self._store.checkpoint()  # else a server that is killed forgets it
             self.days[day] = manifest.taken(self.folders[day], self.days[day])
-        except OSError as error:  # then the next start touches what these rows touch once more
+        except (OSError, DatabaseError) as error:  # then the next start touches what these rows touch once more
             log.warning("sealed_day_not_noted day=%s error=%s", day, error)
 
     def _note(self, day: date, folder: Path, raw: RawManifest) -> None:

@@ -30,7 +30,7 @@ from gpumon.errors import QueryError, StorageError
 from gpumon.server import readings
 from gpumon.server.database import Database, DatabaseError, Parameters, Reading, Rows, UnreadableFile
 from gpumon.server.disk import cannot_write, try_to_write
-from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query, newest_of
+from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query
 from gpumon.server.relations import SealedRaw, Window, hot, quoted, views
 from gpumon.server.tables import SAMPLES, TABLES
 
@@ -182,6 +182,12 @@ class Store:
             raise DatabaseError.closed()
         return self._database.execute(sql, parameters)
 
+    def checkpoint(self) -> None:
+        """Puts all that was committed into the database's file. Raises DatabaseError."""
+        if self._database is None:
+            raise DatabaseError.closed()
+        self._database.checkpoint()
+
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """All statements inside, or none. Raises DatabaseError."""
         if self._database is None:
@@ -205,14 +211,17 @@ class Store:
 
     def note_latest(self, arrived: str) -> None:
         """Takes the newest rows of a table into `live.latest`; of two of the same instant the later."""
-        self.execute(f"CREATE OR REPLACE TEMP TABLE newest AS {newest_of(arrived)}")
+        self.execute(f"""
+            CREATE OR REPLACE TEMP TABLE newest AS
+            SELECT {LATEST_KEY}, max(sampled_at) AS sampled_at, arg_max(rowid, (sampled_at, rowid)) AS place
+            FROM {arrived} GROUP BY {LATEST_KEY}""")
         self.execute("""
             DELETE FROM live.latest USING newest
             WHERE latest.client_name = newest.client_name AND latest.gpu_id = newest.gpu_id
               AND latest.sampled_at <= newest.sampled_at""")
         self.execute(f"""
-            INSERT INTO live.latest SELECT {SAMPLE_COLUMNS} FROM newest
-            ANTI JOIN live.latest USING ({LATEST_KEY})""")
+            INSERT INTO live.latest SELECT {SAMPLE_COLUMNS} FROM {arrived}
+            WHERE rowid IN (SELECT place FROM newest ANTI JOIN live.latest USING ({LATEST_KEY}))""")
 
     def remember_latest(self) -> None:
         """Makes `live.latest` anew from all rows: the newest of each sealed day, then the hot ones, which came
@@ -234,7 +243,9 @@ class Store:
             database.execute("CREATE TABLE IF NOT EXISTS version (text VARCHAR)")
             found = database.execute("SELECT text FROM version")
             if not found or found[0][0] != self._version:
-                for (name,) in database.execute("SELECT table_name FROM duckdb_tables() WHERE NOT temporary"):
+                for (name,) in database.execute(
+                    "SELECT table_name FROM duckdb_tables() WHERE database_name = current_database()"
+                ):
                     database.execute(f'DROP TABLE "{name}"')
                 for name, form in self._tables.items():
                     database.execute(f"CREATE TABLE {name} ({form})")

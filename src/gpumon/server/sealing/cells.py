@@ -49,7 +49,7 @@ def seal_cells(job: CellsJob) -> dict[str, Any]:
         _make(database, job, folder)
     finally:
         database.close()
-    for left in (work, work.with_name("work.duckdb.wal"), *folder.glob("other_*.parquet")):
+    for left in (work, *folder.glob("other_*.parquet")):
         left.unlink(missing_ok=True)
     buckets, hours = runs_within(job.begin, job.end)
     cells = CellsManifest(
