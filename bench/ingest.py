@@ -1,15 +1,14 @@
 """What it costs to take samples: rows per CPU-second and per second, and latencies, against the old design.
 
-    python -m bench.ingest [--seconds 4] [--rounds 3]
+    python -m bench.ingest [--seconds 4] [--rounds 3] [--days 30]
 
 Both servers (`bench.old_design` is the other) get the same prepared bodies from the same closed loop of 8
 connections, in turns, so that what else the machine does meets both. CPU time is the server process's own.
 gpumon's goes on until the rows are in its answers, which a query at the end of each turn waits for; the old
 design's ends with its answers. The old design knows thirteen fields, so ratios are those of old clients' samples;
-what gpumon's own agent sends, all fields and a pod on each GPU, stands below. At the end the same with somebody
-who looks: the statistics of all that is stored are asked for once a second, for which the old design reads every
-file anew. What is stored by then is what the turns before have sent, so that its ratio grows with the run, as it
-does with each day of a real server.
+what gpumon's own agent sends, all fields and a pod on each GPU, stands below. At the end the same as on a server
+that is used: 30 days of a node's eight GPUs, a sample every 10 s, were stored before, and somebody looks, for whom
+the statistics of all that is stored are asked for every second. For these the old design reads every file anew.
 """
 
 from __future__ import annotations
@@ -25,12 +24,14 @@ import tempfile
 import threading
 import time
 import timeit
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
+
+import duckdb
 
 from bench.agent import cpu_seconds
 from bench.load import Load, request
@@ -66,6 +67,29 @@ def agent_sample(gpu: int) -> dict[str, Any]:
         "pods": [pod | {"held": True, "method": "exclusive", "gpu_share": 1.0, "utilization": 87.0,
                         "memory_used": 60416.5, "energy_mj": 2100000.5, "process_count": 8}],
     }  # fmt: skip
+
+
+def store_days(folders: Sequence[Path], days: int) -> int:
+    """Puts so many past days of eight GPUs into folders, as the old program wrote them; gives the rows."""
+    columns = list(old_sample(0))
+    values = {name: f"'{value}'" for name, value in old_sample(0).items() if isinstance(value, str)}
+    values |= {"timestamp": "strftime(instant, '%Y-%m-%d %H:%M:%S')", "gpu_id": "gpu", "fan_speed": "NULL"}
+    values |= {
+        "utilization_gpu": "(epoch(instant) // 10 + 13 * gpu) % 101",
+        "power_draw": "70.0 + hash(instant, gpu) % 630",
+    }
+    chosen = ", ".join(f"{values.get(name, old_sample(0)[name])} AS {name}" for name in columns)
+    rows = 0
+    for back in range(1, days + 1):
+        day = datetime.now(UTC).date() - timedelta(days=back)
+        files = [folder / f"gpu_metrics_{day:%Y%m%d}.csv" for folder in folders]
+        times = f"unnest(range(TIMESTAMP '{day}', TIMESTAMP '{day}' + INTERVAL 1 DAY, INTERVAL 10 SECONDS))"
+        table = f"(SELECT {times} AS instant), range(8) AS gpus(gpu)"
+        copied = duckdb.execute(f"COPY (SELECT {chosen} FROM {table}) TO '{files[0]}' (HEADER)")
+        rows += copied.fetchall()[0][0]
+        for other in files[1:]:
+            other.hardlink_to(files[0])  # whole at once, for the server that watches the folder
+    return rows
 
 
 class Server(Protocol):
@@ -190,12 +214,12 @@ def decoding() -> float:
     return theirs / ours
 
 
-def measure(seconds: float, rounds: int, folder: Path) -> dict[int, float]:
-    """Prints the table; gives the ratios of rows per CPU-second by rows a request."""
+def measure(seconds: float, rounds: int, folder: Path, days: int) -> dict[int, float]:
+    """Prints the table; gives the ratios of rows per CPU-second by rows a request, with nobody who looks."""
     ratios: dict[int, float] = {}
     print(machine())
     with ExitStack() as stack:
-        gpumon: Server = stack.enter_context(served(folder / "gpumon"))
+        gpumon = stack.enter_context(served(folder / "gpumon", LIMITS__STALE_AFTER_SECONDS="60"))
         old: Server = stack.enter_context(serving_old_design(folder / "old"))
         print(f"{'rows/request':>12} {'server, samples':<27} {'rows/CPU-s':>11} {'rows/s':>9} p50 and p99 in ms")
         for rows in (8, 80):
@@ -211,7 +235,10 @@ def measure(seconds: float, rounds: int, folder: Path) -> dict[int, float]:
             print(f"{rows:>12} {'old design, 13 fields':<27} {theirs}")
             print(f"{rows:>12} {'gpumon, 13 fields':<27} {ours}   {_times(ours, theirs)}")
             print(f"{rows:>12} {'gpumon, its agent with pods':<27} {agents}")
-        print("and with the statistics of all that is stored asked for once a second")
+        stored = store_days([folder / "gpumon", folder / "old"], days)
+        gpumon.wait_until_sealed(days)
+        gpumon.wait_until_idle()
+        print(f"{stored:,} rows of {days} days stored before, and the statistics of all asked for every second")
         for rows in (8, 80):
             plain = json.dumps([old_sample(gpu) for gpu in range(rows)]).encode()
             theirs, ours = Turns(rows), Turns(rows)
@@ -237,9 +264,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--days", type=int, default=30, help="stored before somebody looks")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(options.seconds, options.rounds, Path(folder))
+        measure(options.seconds, options.rounds, Path(folder), options.days)
     print(f"decoding a batch of 80: msgspec {decoding():.1f}x the pydantic model")
 
 

@@ -1,12 +1,13 @@
 """How fast questions are answered over HTTP: the old program's and the fleet's, idle and while samples come in.
 
-    python -m bench.queries [FOLDER] [--gpus 200] [--days 30] [--step 10] [--unsealed]
+    python -m bench.queries [FOLDER] [--gpus 200] [--days 30] [--step 10] [--rows-per-second 4000] [--unsealed]
 
 Of the data in FOLDER, or generated (`bench.fleet`) where it is empty or not given: 51.8 M samples by default,
 and today's up to now. A server process is started over it; it is measured once it is ready, has sealed every
 day before today and has nothing more to do. 200 requests each over one kept-alive connection, one after the
-other; names, GPUs and dates change from one to the next where a user's would. Then again while `bench.sending`
-posts 4,000 rows a second. `first` is the first answer, with nothing warm; a target is of p95.
+other; names, GPUs and dates change from one to the next where a user's would. Then again while the fleet goes on
+as before (`bench.sending`), a request for each of its nodes every 10 s, and while it sends 4,000 rows a second.
+`first` is the first answer, with nothing warm; a target is of p95.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from bench.fleet import DAYS, GPUS, STEP_SECONDS, open_fleet
+from bench.sending import SAMPLES_PER_GPU
 from bench.served import Asked, Latencies, Served, fetch, machine, measure, served, size_of
 
 REQUESTS = 200
@@ -149,12 +151,15 @@ def idle_lines(server: Served, asked: Sequence[Question], requests: int) -> Iter
         yield Line(question.name, question.idle_ms, found)
 
 
-def loaded_lines(server: Served, asked: Sequence[Question], requests: int, rate: float) -> Iterator[Line | str]:
-    """Measures each question while samples come in; at the end, says what came in and how it was answered."""
-    with sending(server, rate) as sender:
+def loaded_lines(
+    server: Served, asked: Sequence[Question], requests: int, rate: float, samples_per_gpu: int, *, is_usual: bool
+) -> Iterator[Line | str]:
+    """Measures each question while samples come in; at the end, says what came in and how it was answered. Where
+    it `is_usual`, questions are to take no longer than idle."""
+    with sending(server, rate, samples_per_gpu) as sender:
         for question in asked:
             found = measure(server.port, question.ask, requests, BUDGET_SECONDS)
-            yield Line(question.name, question.loaded_ms, found)
+            yield Line(question.name, question.idle_ms if is_usual else question.loaded_ms, found)
         sender.terminate()
         told, _ = sender.communicate(timeout=120)
     sent = json.loads(told)
@@ -165,10 +170,10 @@ def loaded_lines(server: Served, asked: Sequence[Question], requests: int, rate:
 
 
 @contextmanager
-def sending(server: Served, rate: float) -> Iterator[subprocess.Popen[str]]:
-    """A process that posts so many rows a second."""
+def sending(server: Served, rate: float, samples_per_gpu: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that posts so many rows a second, and in each request so many samples of a node's GPUs."""
     command = [sys.executable, "-m", "bench.sending", str(server.port), str(server.folder)]
-    options = ["--rows-per-second", str(rate), "--seconds", "86400"]
+    options = ["--rows-per-second", str(rate), "--samples-per-gpu", str(samples_per_gpu), "--seconds", "86400"]
     sender = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     try:
         time.sleep(3)  # until it is at its pace
@@ -225,9 +230,12 @@ def main() -> None:
         print(f"\nidle\n{HEADING}")
         for line in idle_lines(server, asked, options.requests):
             print(line, flush=True)
-        print(f"\nwhile {options.rows_per_second:,.0f} rows/s come in\n{HEADING}")
-        for told in loaded_lines(server, asked, options.requests, options.rows_per_second):
-            print(told, flush=True)
+        usual = len(scene.gpus) / options.step
+        for rate, samples_per_gpu in ((usual, 1), (options.rows_per_second, SAMPLES_PER_GPU)):
+            print(f"\nwhile {rate:,.0f} rows/s come in\n{HEADING}")
+            is_usual = rate == usual
+            for told in loaded_lines(server, asked, options.requests, rate, samples_per_gpu, is_usual=is_usual):
+                print(told, flush=True)
         now, highest = server.resident_mib()
         print(f"\nserver: {now:.0f} MiB resident, {highest:.0f} highest")
 

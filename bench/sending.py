@@ -1,10 +1,11 @@
 """A fleet that goes on: posts samples of the GPUs in a folder's newest files, by a timetable.
 
-    python -m bench.sending PORT FOLDER [--rows-per-second 4000] [--seconds 60]
+    python -m bench.sending PORT FOLDER [--rows-per-second 4000] [--samples-per-gpu 10] [--seconds 60]
 
-Each request is a batch of eight GPUs of a node with all fields and pods, ten samples of each, as an agent sends
-what it sampled since its last batch. The fleet stays as it is, and is sampled more often. The timetable does not
-wait for answers: a latency counts from when its request was due. At the end, or at SIGTERM, prints a line of JSON.
+Each request is a batch of eight GPUs of a node with all fields and pods, some samples of each, as an agent sends
+what it sampled since its last batch. The fleet stays as it is, and is sampled as often as the rate demands. The
+timetable does not wait for answers: a latency counts from when its request was due. At the end, or at SIGTERM,
+prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -65,12 +66,16 @@ def cells(fields: tuple[Field, ...], row: dict[str, str]) -> dict[str, Any]:
 
 
 def timetable(
-    nodes: list[list[dict[str, Any]]], rows_per_second: float, seconds: float, stopped: threading.Event
+    nodes: list[list[dict[str, Any]]],
+    rows_per_second: float,
+    samples_per_gpu: int,
+    seconds: float,
+    stopped: threading.Event,
 ) -> Iterator[tuple[float, bytes]]:
     """When each request is due, and its bytes, which are made shortly before."""
-    rows = SAMPLES_PER_GPU * sum(map(len, nodes)) / len(nodes)
+    rows = samples_per_gpu * sum(map(len, nodes)) / len(nodes)
     every = rows / rows_per_second
-    apart = every * len(nodes) / SAMPLES_PER_GPU
+    apart = every * len(nodes) / samples_per_gpu
     boot = f"{os.getpid()}-{time.time_ns()}"
     for number in range(int(seconds / every)):
         if stopped.is_set():
@@ -78,7 +83,7 @@ def timetable(
         node = nodes[number % len(nodes)]
         now = datetime.now(UTC)
         batch = []
-        for back in reversed(range(SAMPLES_PER_GPU)):
+        for back in reversed(range(samples_per_gpu)):
             at = to_wire(now - timedelta(seconds=back * apart))
             when = {"timestamp": at, "sampled_at": at, "interval_seconds": round(apart, 3)}
             batch += [sample | when for sample in node]
@@ -93,6 +98,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows-per-second", type=float, default=4000)
+    parser.add_argument("--samples-per-gpu", type=int, default=SAMPLES_PER_GPU, help="in a request")
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     stopped = threading.Event()
@@ -100,9 +106,13 @@ def main() -> None:
     nodes = newest(options.folder)
     with closing(Load(options.port, CONNECTIONS)) as load:
         began = time.monotonic()
-        taken = sorted(load.opened(timetable(nodes, options.rows_per_second, options.seconds, stopped)))
+        taken = sorted(
+            load.opened(
+                timetable(nodes, options.rows_per_second, options.samples_per_gpu, options.seconds, stopped)
+            )
+        )
         lasted = time.monotonic() - began
-    rows = len(taken) * SAMPLES_PER_GPU * sum(map(len, nodes)) / len(nodes)
+    rows = len(taken) * options.samples_per_gpu * sum(map(len, nodes)) / len(nodes)
     at = {f"p{part}_ms": taken[min(len(taken) - 1, len(taken) * part // 100)] * 1000 for part in (50, 99)}
     print(json.dumps({"rows_per_second": rows / lasted, "requests": len(taken)} | at))
 

@@ -113,7 +113,7 @@ def test_an_answer_that_is_an_error_ends_the_measurement(client: httpx.Client) -
 
 def test_the_whole_benchmark_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pandas")
-    assert set(ingest.measure(seconds=0.1, rounds=1, folder=tmp_path)) == {8, 80}
+    assert set(ingest.measure(seconds=0.1, rounds=1, folder=tmp_path, days=1)) == {8, 80}
     found = openloop.measure(seconds=0.5, folder=tmp_path / "open", sizes=[8], rows_per_second=800)
     assert 0 < found[8] < 60
     printed = capsys.readouterr().out

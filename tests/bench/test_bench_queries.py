@@ -22,7 +22,7 @@ def test_every_question_is_answered_idle_and_while_samples_come_in(tmp_path: Pat
         assert [line.name for line in lines] == [question.name for question in asked]
         assert {line.name: line.found.status for line in lines if line.found.status != 200} == {}
         before = fetch(server.port, Asked("POST", "/api/gpu/realtime", "{}"))["data"]["samples"]
-        *loaded, told = loaded_lines(server, asked[:2], requests=0, rate=800)
+        *loaded, told = loaded_lines(server, asked[:2], requests=0, rate=800, samples_per_gpu=10, is_usual=True)
         assert [line.found.status for line in loaded if isinstance(line, Line)] == [200, 200]
         assert "rows/s in" in str(told)
         after = fetch(server.port, Asked("POST", "/api/gpu/realtime", "{}"))["data"]["samples"]
