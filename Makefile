@@ -40,7 +40,7 @@ test: lint  ## everything that must hold
 	$(BIN)/python -m tests.chart.tools
 	$(BIN)/pytest
 
-bench: $(READY)  ## what agent and server cost; takes five minutes
+bench: $(READY)  ## what agent and server cost; takes ten minutes
 	$(BIN)/python -m bench.nvml_calls
 	$(BIN)/python -m bench.agent
 	$(BIN)/python -m bench.agent_pods
