@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from gpumon.server import catchup as catchup_module
+from gpumon.server import store as store_module
 from tests.samples import full_sample
 from tests.server.test_sealed_answers import Client, served
 from tests.server.test_store import SEED, old_line
@@ -71,9 +72,13 @@ def test_after_so_much_or_so_long_the_store_is_put_on_disk(
         post(client, 0)
         assert (counted(client), on_disk()) == (1, 0)
         monkeypatch.setattr(catchup_module, limit, kept)
-        post(client, 1)
-        assert (counted(client), on_disk()) == (2, 2)
-    assert on_disk() == 2
+        with monkeypatch.context() as little_room:
+            little_room.setattr(store_module, "_ROOM_BYTES", 2**60)
+            post(client, 1)
+            assert (counted(client), on_disk()) == (2, 0)
+        post(client, 2)
+        assert (counted(client), on_disk()) == (3, 3)
+    assert on_disk() == 3
     assert not list((tmp_path / ".gpumon").glob("*.wal"))
 
 

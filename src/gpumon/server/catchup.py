@@ -290,8 +290,8 @@ class CatchUp:
             self._shelf.remember(stretch)
         self._arrivals.after(read)
         self._unkept_bytes += sum(stretch.end - stretch.start for stretch in read)
-        if self._unkept_bytes > _KEPT_BYTES or time.monotonic() > self._kept_at + _KEPT_SECONDS:
-            self._store.checkpoint()
+        due = self._unkept_bytes > _KEPT_BYTES or time.monotonic() > self._kept_at + _KEPT_SECONDS
+        if due and self._store.checkpoint():
             self._unkept_bytes, self._kept_at = 0, time.monotonic()
 
     def _forget(self, name: str) -> None:

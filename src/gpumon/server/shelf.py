@@ -322,8 +322,8 @@ class Shelf:
 
     def _note_taken(self, day: date) -> None:
         try:
-            self._store.checkpoint()  # else a server that is killed forgets it
-            self.days[day] = manifest.taken(self.folders[day], self.days[day])
+            if self._store.checkpoint():  # else a server that is killed forgets it
+                self.days[day] = manifest.taken(self.folders[day], self.days[day])
         except (OSError, DatabaseError) as error:  # then the next start touches what these rows touch once more
             log.warning("sealed_day_not_noted day=%s error=%s", day, error)
 

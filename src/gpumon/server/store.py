@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime
@@ -37,6 +38,8 @@ from gpumon.server.tables import SAMPLES, TABLES
 log = logging.getLogger(__name__)
 
 _FORM: Final = "3"
+_ROOM_BYTES: Final = 256 * 2**20
+"""Twice the CSV after which `catchup` has a checkpoint made."""
 
 _OWN_TABLES: Final = {
     "files": "name VARCHAR, size BIGINT, mtime_ns BIGINT, lines BIGINT, sealed BOOLEAN",
@@ -182,11 +185,16 @@ class Store:
             raise DatabaseError.closed()
         return self._database.execute(sql, parameters)
 
-    def checkpoint(self) -> None:
-        """Puts all that was committed into the database's file. Raises DatabaseError."""
+    def checkpoint(self) -> bool:
+        """Puts all that was committed into the database's file. False where the disk has little room: DuckDB gives
+        a database up for good that it can't write, and this one answers all the same. Raises DatabaseError or
+        OSError."""
         if self._database is None:
             raise DatabaseError.closed()
+        if shutil.disk_usage(self._state).free < _ROOM_BYTES:
+            return False
         self._database.checkpoint()
+        return True
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """All statements inside, or none. Raises DatabaseError."""
