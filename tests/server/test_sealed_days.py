@@ -178,6 +178,21 @@ def late(client: Client, engine: Engine) -> None:
     engine.index.catchup.refresh()
 
 
+def rolled(client: Client, engine: Engine) -> None:
+    engine.index.catchup.refresh()
+    engine.index.roller.roll_due(NEVER.is_set, patient=False)
+    for day in DAYS:
+        engine.index.sealer.seal_rows(day, NEVER)
+
+
+def gone(client: Client, engine: Engine) -> None:
+    for day in DAYS:
+        engine.index.sealer.seal_cells(day, NEVER)
+    for path in engine._folder.glob("*_20261120.csv*"):
+        path.unlink()
+    engine.index.catchup.refresh()
+
+
 @pytest.mark.parametrize("copied", ["before", "after"])
 @pytest.mark.parametrize(
     ("first", "then"),
@@ -190,6 +205,8 @@ def late(client: Client, engine: Engine) -> None:
         ([sealed_again], late),
         ([sealed_again, late], sealed_again),
         ([sealed_again, compressed], deleted),
+        ([rolled], gone),
+        ([sealed_again], lambda client, engine: (compressed(client, engine), deleted(client, engine))),
     ],
 )
 def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(

@@ -59,6 +59,9 @@ class Adoption:
         found = manifest.find(shelf.root, shelf.stamps)
         for there in found.values():
             self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
+        for day, there in found.items():
+            if not there.raw.has_rows:  # first of all: nothing that is marked below may take its rollups out
+                self._store.execute("UPDATE sealed SET has_rows = false WHERE day = ?", [day])
         for day in list(known):
             if day not in found or not self._knows(found[day], known[day]):
                 shelf.take_out(day)

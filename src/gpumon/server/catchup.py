@@ -178,10 +178,12 @@ class CatchUp:
                 self._touched.open()  # what it noted of a transaction that failed is not so
             if isinstance(error, DatabaseError) and error.fatal:
                 # DuckDB gives a database up for good when its own write fails, as on a full disk.
+                self.complete.clear()  # it comes back as of its last checkpoint
                 self._store.close()
-                with contextlib.suppress(StorageError):
+                with contextlib.suppress(StorageError, OSError):
                     self._store.open()
                     self._begin()
+                    self._load_changes()
 
     def _begin(self) -> None:
         self._arrivals.clean()
@@ -290,9 +292,16 @@ class CatchUp:
             self._shelf.remember(stretch)
         self._arrivals.after(read)
         self._unkept_bytes += sum(stretch.end - stretch.start for stretch in read)
-        due = self._unkept_bytes > _KEPT_BYTES or time.monotonic() > self._kept_at + _KEPT_SECONDS
-        if due and self._store.checkpoint():
-            self._unkept_bytes, self._kept_at = 0, time.monotonic()
+        if self._unkept_bytes > _KEPT_BYTES or time.monotonic() > self._kept_at + _KEPT_SECONDS:
+            self._keep()
+
+    def _keep(self) -> None:
+        try:
+            if not self._store.checkpoint():
+                return  # little room: after the next load
+        except (DatabaseError, OSError) as error:  # if DuckDB gave it up, the next statement says so
+            log.warning("store_not_kept error=%s", error)
+        self._unkept_bytes, self._kept_at = 0, time.monotonic()
 
     def _forget(self, name: str) -> None:
         """Takes a file's rows out; all of a sealed day's, if it is part of one: its other files are loaded

@@ -30,13 +30,15 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 
 class DatabaseError(StorageError):
     """DuckDB refused a statement. `fatal` when it gave the whole database up, `about_input` when what it was to
-    read is at fault, not the disk, `locked` when another process has the file, `out_of_memory` when what it may
+    read is at fault, not the disk, `locked` when somebody has the file, `out_of_memory` when what it may
     take is not enough."""
 
     def __init__(self, error: duckdb.Error) -> None:
         super().__init__(str(error))
         self.fatal = isinstance(error, duckdb.FatalException)
-        self.locked = isinstance(error, duckdb.IOException) and "lock" in str(error).lower()
+        self.locked = (isinstance(error, duckdb.IOException) and "lock" in str(error).lower()) or (
+            isinstance(error, duckdb.BinderException) and "already attached" in str(error)
+        )
         self.out_of_memory = isinstance(error, duckdb.OutOfMemoryException)
         self.about_input = isinstance(
             error,

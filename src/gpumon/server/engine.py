@@ -170,7 +170,7 @@ class Engine:
     def not_ready_because(self) -> str | None:
         """Why queries can't be answered; None when they can."""
         if self.closed_because is None and not self.index.catchup.complete.is_set():
-            return "the server is loading the CSV files for the first time; samples are stored meanwhile"
+            return "the server is loading the CSV files; samples are stored meanwhile"
         return self.closed_because
 
     def counts(self) -> Counts:

@@ -167,11 +167,11 @@ class Shelf:
 
     def take_out(self, day: date) -> None:
         """Takes a day out of the store, whose folder does not count. Raises DatabaseError."""
-        names = [name for name in self.files if self.files[name].sealed and self._day_of(name) == day]
+        names = self._sealed_names(day)
         with self._store.transaction():
             instants = take_out(self._store, day, names)
-            # What the last sample of the day said of the next one, and the other way round.
-            self._touched.mark([(instant, instant) for instant in instants])
+            # What was rolled before it was sealed, too, which an older store has.
+            self._touched.mark([(min(instants), max(instants))] if instants else [])
         for name in names:
             self.files.pop(name)
         self.days.pop(day, None)
@@ -268,7 +268,7 @@ class Shelf:
 
     def forget_rows(self, day: date) -> None:
         """The store is to have no rows of a day any more. Raises DatabaseError."""
-        names = [file.name for file in self.days[day].files]
+        names = {*self._sealed_names(day), *(file.name for file in self.days[day].files)}
         with self._store.transaction():
             for name in names:
                 forget_rows(self._store, name)
@@ -341,6 +341,10 @@ class Shelf:
         put_cells_in(self._store, day, folder, cells)
         of, to = self.bounds(day)
         self._touched.done([hour for hour in self._touched.hours if of <= hour and hour + HOUR <= to])
+
+    def _sealed_names(self, day: date) -> list[str]:
+        """The files of a day that the store has as sealed; an older one may have them by other names."""
+        return [name for name, known in self.files.items() if known.sealed and self._day_of(name) == day]
 
     def _day_of(self, name: str) -> date | None:
         day_file = self._names.parse(name)
