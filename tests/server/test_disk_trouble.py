@@ -6,19 +6,26 @@ import resource
 import signal
 import sys
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import httpx
 import pytest
 
+from gpumon.errors import StorageError
+from gpumon.server import catchup as catchup_module
+from gpumon.server.accounts.cells import CREATE_CELLS
 from gpumon.server.engine import Engine
-from gpumon.server.queries import Filter
-from gpumon.server.store import DatabaseError
+from gpumon.server.queries import Filter, Query
+from gpumon.server.store import DatabaseError, Store
 from tests import processes
 from tests.processes import free_port, until
-from tests.samples import sample
+from tests.samples import full_sample, sample
 from tests.server.conftest import serving, settings_for
+from tests.server.test_sealed_answers import served
+
+NOW = datetime(2026, 11, 24, 18, tzinfo=UTC)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
@@ -75,6 +82,54 @@ def test_a_database_that_duckdb_gave_up_is_opened_anew(tmp_path: Path, monkeypat
         assert not engine.counts().behind
     finally:
         engine.close()
+
+
+def test_a_database_that_was_given_up_comes_back_with_what_it_had_not_put_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        path = tmp_path / ".gpumon" / "store.duckdb"
+        catchup, store = engine.index.catchup, engine.index.store
+        store.checkpoint()
+        on_disk = path.read_bytes()
+        assert client.post("/api/receive-data", json=full_sample()).status_code == 200
+        catchup.refresh()
+        load = catchup._load_changes
+
+        def be_given_up() -> None:
+            monkeypatch.setattr(catchup, "_load_changes", load)
+            store.close()
+            path.write_bytes(on_disk)
+            raise DatabaseError(duckdb.FatalException("database has been invalidated"))
+
+        monkeypatch.setattr(catchup, "_load_changes", be_given_up)
+        catchup.refresh()
+        assert store.select(Query("SELECT count(*) FROM hot_samples")) == [(1,)]
+
+
+def test_a_checkpoint_that_fails_stops_no_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise DatabaseError(duckdb.TransactionException("not now"))
+
+    monkeypatch.setattr(catchup_module, "_KEPT_BYTES", 1)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.index.store, "checkpoint", fail)
+            assert client.post("/api/receive-data", json=full_sample()).status_code == 200
+            engine.index.catchup.refresh()
+        assert not engine.counts().behind
+        assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 1
+
+
+def test_a_store_that_is_open_in_this_process_is_not_taken_for_a_broken_one(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=full_sample()).status_code == 200
+        engine.index.catchup.refresh()
+        before = (tmp_path / ".gpumon" / "store.duckdb").stat().st_ino
+        with pytest.raises(StorageError, match="another gpumon server"):
+            Store(tmp_path, cell_columns=CREATE_CELLS.strip("()")).open()
+        assert (tmp_path / ".gpumon" / "store.duckdb").stat().st_ino == before
 
 
 def test_a_second_server_on_the_same_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:

@@ -173,6 +173,11 @@ def deleted(client: Client, engine: Engine) -> None:
     without_rows(engine)
 
 
+def compressed_and_deleted(client: Client, engine: Engine) -> None:
+    compressed(client, engine)
+    deleted(client, engine)
+
+
 def late(client: Client, engine: Engine) -> None:
     assert client.post("/api/receive-data", json=[row | {"gpu_id": 1} for row in rows()[:60]]).status_code == 200
     engine.index.catchup.refresh()
@@ -206,7 +211,7 @@ def gone(client: Client, engine: Engine) -> None:
         ([sealed_again, late], sealed_again),
         ([sealed_again, compressed], deleted),
         ([rolled], gone),
-        ([sealed_again], lambda client, engine: (compressed(client, engine), deleted(client, engine))),
+        ([sealed_again], compressed_and_deleted),
     ],
 )
 def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownDay:
     """What the store says of a sealed day: the folder of its rows, that of its cells, whether there are rows."""
 
     folder: str
@@ -51,7 +51,7 @@ class Adoption:
         shelf = self._shelf
         shelf.begin()
         known = {
-            day: Known(folder, cells, has_rows)
+            day: KnownDay(folder, cells, has_rows)
             for day, folder, cells, has_rows in self._store.execute(
                 "SELECT day, folder, cells, has_rows FROM sealed"
             )
@@ -60,7 +60,8 @@ class Adoption:
         for there in found.values():
             self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
         for day, there in found.items():
-            if not there.raw.has_rows:  # first of all: nothing that is marked below may take its rollups out
+            if day in known and known[day].has_rows and not there.raw.has_rows:
+                # First of all: nothing that is marked below may take its rollups out.
                 self._store.execute("UPDATE sealed SET has_rows = false WHERE day = ?", [day])
         for day in list(known):
             if day not in found or not self._knows(found[day], known[day]):
@@ -77,13 +78,12 @@ class Adoption:
                 shelf.touch(day)
         shelf.spoil(self._touched.take_stale_days())
 
-    def _knows(self, there: Found, known: Known) -> bool:
+    def _knows(self, there: Found, known: KnownDay) -> bool:
         """Whether the store has what is sealed of a day, all its files under the names that they have now."""
-        names = [file.name for file in there.raw.files] if there.raw.has_rows else []
-        sealed = {name for name, file in self._shelf.files.items() if file.sealed}
-        return known.folder == str(there.folder) and sealed.issuperset(names)
+        files = [self._shelf.files.get(file.name) for file in there.raw.files] if there.raw.has_rows else []
+        return known.folder == str(there.folder) and all(file is not None and file.sealed for file in files)
 
-    def _adopt(self, day: date, there: Found, known: Known | None) -> bool:
+    def _adopt(self, day: date, there: Found, known: KnownDay | None) -> bool:
         """Takes a day in; False where what is sealed does not fit the CSV files, so that it is to go."""
         shelf, raw = self._shelf, there.raw
         if raw.deleting:
