@@ -71,6 +71,15 @@ class Fleet:
                 self._database.execute(CARRY_ON)
         return samples
 
+    def counters(self) -> list[tuple[int, ...]]:
+        """Where the GPUs' counters are after the last day: all that a fleet needs to go on later."""
+        return self._database.execute("FROM counters ORDER BY gpu").fetchall()
+
+    def go_on(self, counters: list[tuple[int, ...]]) -> None:
+        """Goes on after the day that `counters` was asked at."""
+        self._database.execute("DELETE FROM counters")
+        self._database.executemany(f"INSERT INTO counters VALUES ({', '.join('?' * len(counters[0]))})", counters)
+
     def _append(self, table: Table, relation: str, file: BufferedWriter) -> int:
         with self._database.cursor() as cursor, TemporaryDirectory(dir=Path(file.name).parent) as aside:
             there = {name for name, *_ in cursor.execute(f"DESCRIBE {relation}").fetchall()}

@@ -2,31 +2,41 @@
 
     python -m bench.growth [--gpus 40 200 660] [--days 30] [--step 10] [--folder FOLDER]
 
-A server runs over an empty folder. Day by day, the day's files are put into it (generated aside, which is not in
-the times), and the server takes them in, seals them, and compresses them by its own housekeeping, so that the disk
-need not hold all the CSV at once. At the end it is asked what `bench.queries` asks, idle.
+A server runs over an empty folder. Day by day, the day's files are put into it, and the server takes them in,
+seals them, and compresses them by its own housekeeping, so that the disk need not hold all the CSV at once (171 M
+samples take 50 GB). Each day is generated while the server is at the one before, but for the last three, whose
+times are taken. At the end it is asked what `bench.queries` asks, idle.
+
+171 M samples take two hours. In a FOLDER, which is kept, a run that was stopped goes on with the day it was at,
+and what is measured already is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
-from bench.fleet import DAYS, STEP_SECONDS, open_fleet
+from pydantic import TypeAdapter
+
+from bench.fleet import DAYS, STEP_SECONDS, Fleet, open_fleet
 from bench.queries import BUDGET_SECONDS, Scene, questions
 from bench.served import Asked, Latencies, Served, fetch, machine, measure, served, size_of
 
 GPUS = (40, 200, 660)
 REQUESTS = 100
+QUIET_DAYS = 3
 _PATIENCE_SECONDS = 1800
 _KINDS = {
     "samples": "raw-*/samples.parquet",
@@ -39,12 +49,19 @@ _KINDS = {
 
 @dataclass(slots=True)
 class Size:
-    """What was found with so many GPUs. Latencies are in ms."""
+    """What was found with so many GPUs so far. Latencies are in ms; none until all days are in."""
 
     gpus: int
+    first_day: date
+    days: int = 0
+    counters: list[tuple[int, ...]] = field(default_factory=list)
+    """The fleet's, after these days."""
     samples: int = 0
     pod_rows: int = 0
     sealing_seconds: list[float] = field(default_factory=list)
+    """Of the days that were sealed with nothing beside."""
+    sealed_samples: int = 0
+    """Of these days."""
     server_mib: float = 0.0
     sealer_mib: float = 0.0
     disk: dict[str, int] = field(default_factory=dict)
@@ -52,40 +69,98 @@ class Size:
     latencies: dict[str, Latencies] = field(default_factory=dict)
 
 
-def grow(folder: Path, gpus: int, days: int, step: int, requests: int, *, sealed: bool) -> Size:
-    """Fills a folder and asks."""
-    size = Size(gpus)
-    today = datetime.now(UTC).date()
+@dataclass(frozen=True, slots=True)
+class _Day:
+    """A day that was generated, and the fleet's counters after it."""
+
+    day: date
+    samples: int
+    pod_rows: int
+    csv_bytes: int
+    counters: list[tuple[int, ...]]
+
+
+_SIZE: Final = TypeAdapter(Size)
+
+
+def grow(folder: Path, gpus: int, days: int, step: int, requests: int, *, sealed: bool = True) -> Size:
+    """Fills a folder, or goes on where it was stopped, and asks. `sealed`: waits until each day is."""
+    kept, data, aside = (folder / f"{gpus}{name}" for name in (".json", "", ".aside"))
+    if kept.exists():
+        size = _SIZE.validate_json(kept.read_bytes())
+    else:
+        size = Size(gpus, datetime.now(UTC).date() - timedelta(days=days))
+    if size.latencies:
+        return size
+    shutil.rmtree(aside, ignore_errors=True)
+    for wanted in (data, aside):
+        wanted.mkdir(exist_ok=True)
+    for begun in data.glob(f"*_{size.first_day + timedelta(days=size.days):%Y%m%d}.csv*"):
+        begun.unlink()
     settings = {
         "STORAGE__ENABLE_FILE_COMPRESSION": "true",
         "STORAGE__COMPRESS_AFTER_DAYS": "1",
         "PERFORMANCE__GC_INTERVAL": "5",
     }
     with ExitStack() as stack:
-        aside = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
         fleet = stack.enter_context(open_fleet(gpus, step))
-        server = stack.enter_context(served(folder, **settings))
-        for number in range(days):
-            day = today - timedelta(days=days - number)
-            written = fleet.write_day(aside, day)
-            size.csv_bytes += size_of(aside, "*.csv")
-            with (aside / f"pod_usage_{day:%Y%m%d}.csv").open("rb") as file:
-                size.pod_rows += sum(1 for _ in file) - 1
+        if size.counters:
+            fleet.go_on(size.counters)
+        server = stack.enter_context(served(data, **settings))
+        beside = stack.enter_context(ThreadPoolExecutor(1))
+
+        def generate(number: int) -> Future[_Day]:
+            return beside.submit(_generate, fleet, aside, size.first_day + timedelta(days=number))
+
+        generated: Future[_Day] | None = None
+        while size.days < days:
+            made = (generated or generate(size.days)).result()
+            for path in aside.glob("*.csv"):
+                path.rename(path.with_suffix(".whole"))
+            quiet = size.days >= days - QUIET_DAYS
+            generated = generate(size.days + 1) if size.days + 1 < days - QUIET_DAYS else None
             began = time.monotonic()
-            for path in sorted(aside.glob("*.csv"), reverse=True):
-                path.rename(folder / path.name)
-            _wait_until_in(server, day, written)
+            for path in sorted(aside.glob("*.whole"), reverse=True):
+                path.rename(data / path.with_suffix(".csv").name)
+            _wait_until_in(server, made.day, made.samples)
             if sealed:
-                server.wait_until_sealed(number + 1)
-            size.sealing_seconds.append(time.monotonic() - began)
-            size.samples += written
-        sealed_folder = folder / ".gpumon" / "sealed"
+                server.wait_until_sealed(size.days + 1)
+            seconds = time.monotonic() - began
+            if quiet:
+                size.sealing_seconds.append(seconds)
+                size.sealed_samples += made.samples
+            _add(size, made, server)
+            kept.write_bytes(_SIZE.dump_json(size))
+            print(f"{gpus} GPUs, day {size.days} of {days}: in {seconds:.0f} s", flush=True)
+        sealed_folder = data / ".gpumon" / "sealed"
         size.disk = {name: size_of(sealed_folder, f"*/{pattern}") for name, pattern in _KINDS.items()}
-        scene = Scene(today - timedelta(days=1), days, fetch(server.port, Asked("GET", "/api/gpus"))["data"])
-        for question in questions(scene):
-            size.latencies[question.name] = measure(server.port, question.ask, requests, BUDGET_SECONDS)
-        size.server_mib, size.sealer_mib = server.resident_mib()[1], server.children_mib
+        last = size.first_day + timedelta(days=days - 1)
+        scene = Scene(last, days, fetch(server.port, Asked("GET", "/api/gpus"))["data"])
+        latencies = {
+            question.name: measure(server.port, question.ask, requests, BUDGET_SECONDS)
+            for question in questions(scene)
+        }
+        size.server_mib = max(size.server_mib, server.resident_mib()[1])
+    size.latencies = latencies
+    kept.write_bytes(_SIZE.dump_json(size))
     return size
+
+
+def _generate(fleet: Fleet, aside: Path, day: date) -> _Day:
+    samples = fleet.write_day(aside, day)
+    with (aside / f"pod_usage_{day:%Y%m%d}.csv").open("rb") as file:
+        pod_rows = sum(1 for _ in file) - 1
+    return _Day(day, samples, pod_rows, size_of(aside, f"*_{day:%Y%m%d}.csv"), fleet.counters())
+
+
+def _add(size: Size, made: _Day, server: Served) -> None:
+    size.days += 1
+    size.counters = made.counters
+    size.samples += made.samples
+    size.pod_rows += made.pod_rows
+    size.csv_bytes += made.csv_bytes
+    size.server_mib = max(size.server_mib, server.resident_mib()[1])
+    size.sealer_mib = max(size.sealer_mib, server.children_mib)
 
 
 def _wait_until_in(server: Served, day: date, samples: int) -> None:
@@ -114,7 +189,8 @@ def table(sizes: Sequence[Size]) -> str:
         line("pod rows", [f"{size.pod_rows:,}" for size in sizes]),
         line("s to load and seal a day, mean", [f"{_mean(size.sealing_seconds):.1f}" for size in sizes]),
         line(
-            "the same per 1 M samples", [f"{sum(size.sealing_seconds) / size.samples * 1e6:.2f}" for size in sizes]
+            "the same per 1 M samples",
+            [f"{sum(size.sealing_seconds) / size.sealed_samples * 1e6:.2f}" for size in sizes],
         ),
         line("server, MiB at its highest", [f"{size.server_mib:.0f}" for size in sizes]),
         line("sealing process, MiB at its highest", [f"{size.sealer_mib:.0f}" for size in sizes]),
@@ -145,22 +221,17 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=DAYS)
     parser.add_argument("--step", type=int, default=STEP_SECONDS)
     parser.add_argument("--requests", type=int, default=REQUESTS)
-    parser.add_argument("--folder", type=Path, help="where there is room; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="is kept; a temporary one by default")
     parser.add_argument("--unsealed", action="store_true", help="do not wait until days are sealed")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started here is stopped
-    sizes = []
-    for gpus in options.gpus:
-        with tempfile.TemporaryDirectory(dir=options.folder) as aside:
-            folder = Path(aside, "data")
-            folder.mkdir()
-            began = time.monotonic()
-            sizes.append(
-                grow(folder, gpus, options.days, options.step, options.requests, sealed=not options.unsealed)
-            )
-            print(
-                f"{gpus} GPUs: {sizes[-1].samples:,} samples, {time.monotonic() - began:.0f} s in all", flush=True
-            )
+    with ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = [
+            grow(folder, gpus, options.days, options.step, options.requests, sealed=not options.unsealed)
+            for gpus in options.gpus
+        ]
     print(f"\n{machine()}\n{table(sizes)}")
 
 
