@@ -85,10 +85,20 @@ def test_the_fleet_has_every_kind_of_gpu_and_counters_that_go_on_over_midnight(t
     assert json.dumps(users) != json.dumps(rows(tmp_path / "pod_usage_20260302.csv"))
 
 
-def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
+def test_the_same_arguments_give_the_same_bytes_also_of_a_fleet_that_goes_on(tmp_path: Path) -> None:
+    days = DAY, date(2026, 3, 2)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    with open_fleet(4, step=900, seed=7) as fleet:
+        for day in days:
+            fleet.write_day(one, day)
+    counters = None
+    for day in days:
         with open_fleet(4, step=900, seed=7) as fleet:
-            fleet.write_day(tmp_path / name, DAY)
-    for path in (tmp_path / "one").iterdir():
-        assert (tmp_path / "other" / path.name).read_bytes() == path.read_bytes()
+            if counters is not None:
+                fleet.go_on(counters)
+            fleet.write_day(other, day)
+            counters = fleet.counters()
+    for path in one.iterdir():
+        assert (other / path.name).read_bytes() == path.read_bytes(), path.name

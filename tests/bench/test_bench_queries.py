@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import date
+from functools import partial
 from pathlib import Path
 
-from bench.growth import grow, table
+import pytest
 from bench.queries import Line, generate, idle_lines, loaded_lines, questions, scene_of
 from bench.rivals import difference
-from bench.served import Asked, Latencies, fetch, served
+from bench.served import Asked, Latencies, Served, fetch, served
+
+from bench import growth
 
 GPUS = 16
 
@@ -37,14 +41,29 @@ def test_a_question_that_is_too_slow_or_fails_is_missed() -> None:
     assert "MISSED" not in str(Line("no aim", None, Latencies(200, 99.0, taken)))
 
 
-def test_a_fleet_that_grows_day_by_day_is_asked_the_same(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    size = grow(tmp_path / "data", gpus=2, days=2, step=3600, requests=0, sealed=False)
+def test_a_fleet_that_grows_day_by_day_is_asked_the_same_also_when_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, wait = 0, growth._wait_until_in
+
+    def stop_in_the_second_day(server: Served, day: date, samples: int) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 2:
+            raise KeyboardInterrupt
+        wait(server, day, samples)
+
+    one = partial(growth.grow, tmp_path, gpus=2, days=2, step=3600, requests=0, sealed=False)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(growth, "_wait_until_in", stop_in_the_second_day)
+        one()
+    size = one()
     assert 2 * 2 * 20 < size.samples <= 2 * 2 * 24
-    assert len(size.sealing_seconds) == 2
-    told = table([size]).splitlines()
+    assert len(size.sealing_seconds) == size.days == 2
+    told = growth.table([size]).splitlines()
     assert f"{size.samples}" in told[1]
     assert set(size.latencies) <= {line[:40].strip() for line in told}
+    assert one() == size
 
 
 def test_answers_are_equal_within_the_tolerance_and_by_the_same_keys() -> None:
