@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from gpumon.server import catchup as catchup_module
+from gpumon.server import pace
 from gpumon.server import store as store_module
 from tests.samples import full_sample
 from tests.server.test_sealed_answers import Client, served
@@ -40,7 +41,7 @@ def test_a_row_is_in_the_answers_when_its_sender_has_been_told_200(tmp_path: Pat
 def test_where_much_comes_in_no_query_waits_for_the_last_half_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catchup_module, "_BUSY_BYTES_A_SECOND", 1)
+    monkeypatch.setattr(pace, "_BUSY_BYTES_A_SECOND", 1)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         engine._upkeep.stop(10)
         catchup = engine.index.catchup
@@ -48,10 +49,10 @@ def test_where_much_comes_in_no_query_waits_for_the_last_half_second(
             post(client, second)
             assert counted(client) == second + 1
         assert catchup.pause_seconds < 0.5
-        monkeypatch.setattr(catchup_module, "_BUSY_REFRESH_SECONDS", 60.0)
+        monkeypatch.setattr(pace, "_BUSY_REFRESH_SECONDS", 60.0)
         post(client, 2)
         assert counted(client) == 2
-        monkeypatch.setattr(catchup_module, "_BUSY_REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(pace, "_BUSY_REFRESH_SECONDS", 0.0)
         time.sleep(0.01)
         assert counted(client) == 3
 
@@ -83,20 +84,20 @@ def test_after_so_much_or_so_long_the_store_is_put_on_disk(
 
 
 def test_it_is_not_busy_any_more_when_nothing_comes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catchup_module, "_BUSY_BYTES_A_SECOND", 1)
+    monkeypatch.setattr(pace, "_BUSY_BYTES_A_SECOND", 1)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         engine._upkeep.stop(10)
         for second in range(2):
             post(client, second)
             counted(client)
         engine.index.catchup.refresh()
-        assert engine.index.catchup.pause_seconds == catchup_module.REFRESH_SECONDS
+        assert engine.index.catchup.pause_seconds == pace.REFRESH_SECONDS
 
 
 def test_where_nothing_has_changed_a_query_looks_at_no_files_of_sealed_days(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catchup_module, "_LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(pace, "_LOOK_SECONDS", 60.0)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         engine._upkeep.stop(10)
         post(client, 0)
@@ -115,7 +116,7 @@ def test_where_nothing_has_changed_a_query_looks_at_no_files_of_sealed_days(
 def test_a_file_that_could_not_be_read_is_read_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catchup_module, "_LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(pace, "_LOOK_SECONDS", 60.0)
     whole = gzip.compress(f"{SEED}\n{old_line(10)}\n".encode() * 50)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         engine._upkeep.stop(10)

@@ -9,6 +9,7 @@ import pytest
 
 from gpumon.server import manifest
 from gpumon.server.manifest import CellsManifest, RawManifest, SealedFile, Stamps
+from gpumon.server.sealedfolders import find
 
 DAY = date(2026, 11, 24)
 STAMPS = Stamps("raw", "readings", "cells", 120.0)
@@ -76,7 +77,7 @@ def test_what_a_kill_left_and_what_was_replaced_is_removed(tmp_path: Path) -> No
     (tmp_path / "20261124" / "raw-3.new" / "work").mkdir(parents=True)
     (tmp_path / "20261124" / "raw-4").mkdir()  # its manifest was never written
     cells = cells_folder(tmp_path, newest.name)
-    found = manifest.find(tmp_path, STAMPS)[DAY]
+    found = find(tmp_path, STAMPS)[DAY]
     assert (found.folder, found.cells_folder) == (newest, cells)
     assert set((tmp_path / "20261124").iterdir()) == {newest, cells}
 
@@ -84,7 +85,7 @@ def test_what_a_kill_left_and_what_was_replaced_is_removed(tmp_path: Path) -> No
 def test_cells_of_other_rows_do_not_count(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, number=2)
     cells_folder(tmp_path, "raw-1")
-    found = manifest.find(tmp_path, STAMPS)[DAY]
+    found = find(tmp_path, STAMPS)[DAY]
     assert (found.folder, found.cells_folder, found.cells) == (raw, None, None)
     assert list((tmp_path / "20261124").iterdir()) == [raw]
 
@@ -98,7 +99,7 @@ def test_a_folder_that_cannot_be_relied_on_is_thrown_away(tmp_path: Path, harm: 
         manifest.spoil(folder)
     elif harm == "manifest of nonsense":
         (folder / manifest.MANIFEST).write_bytes(b'{"stamp": 1')
-    assert manifest.find(tmp_path, STAMPS) == {}
+    assert find(tmp_path, STAMPS) == {}
     assert not folder.exists()
 
 
@@ -108,7 +109,7 @@ def test_a_day_whose_rows_retention_has_deleted_is_still_whole(tmp_path: Path) -
     for name in manifest.RAW_ROWS:
         (folder / name).unlink()
     assert list(said.outputs) == ["readings.parquet"]
-    assert manifest.find(tmp_path, STAMPS)[DAY].raw == said
+    assert find(tmp_path, STAMPS)[DAY].raw == said
 
 
 @pytest.mark.parametrize(
@@ -128,11 +129,11 @@ def test_rollups_that_nobody_could_make_again_stay_whatever_changes_and_count_wh
     manifest.without_rows(folder, manifest.read(folder, RawManifest), deleting=False)
     for name in manifest.RAW_ROWS:
         (folder / name).unlink()
-    found = manifest.find(tmp_path, wanted)
+    found = find(tmp_path, wanted)
     assert (DAY in found) == raw_counts
     if raw_counts:
         assert (found[DAY].cells_folder is not None) == cells_count
-    assert manifest.find(tmp_path, STAMPS)[DAY].cells_folder == cells, "all of it is still there"
+    assert find(tmp_path, STAMPS)[DAY].cells_folder == cells, "all of it is still there"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_rollups_that_nobody_could_make_again_stay_whatever_changes_and_count_wh
 def test_accounts_that_can_be_made_again_are_where_they_would_be_others(tmp_path: Path, wanted: Stamps) -> None:
     folder = raw_folder(tmp_path)
     cells = cells_folder(tmp_path, folder.name)
-    found = manifest.find(tmp_path, wanted)[DAY]
+    found = find(tmp_path, wanted)[DAY]
     assert (found.folder, found.cells) == (folder, None)
     assert not cells.exists()
 

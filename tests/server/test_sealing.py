@@ -27,6 +27,7 @@ from gpumon.server.accounts.rolling import Execute
 from gpumon.server.database import DatabaseError
 from gpumon.server.manifest import RawManifest, Stamps
 from gpumon.server.relations import SEALABLE
+from gpumon.server.sealedfolders import find
 from gpumon.server.sealing import cells as cells_module
 from gpumon.server.sealing import filling, sorting
 from gpumon.server.sealing.cells import CellsJob, seal_cells
@@ -342,11 +343,11 @@ def test_a_worker_that_is_killed_leaves_nothing_that_counts_and_the_next_succeed
             folder.suffix == ".new" or manifest.fault(folder, manifest.read(folder, RawManifest).outputs) is None
         )
     whole = [folder for folder in place.iterdir() if folder.suffix != ".new"]
-    assert [found.folder for found in manifest.find(root, STAMPS).values()] == whole
+    assert [found.folder for found in find(root, STAMPS).values()] == whole
     assert list(root.glob("**/*.parquet")) == [path for folder in whole for path in folder.glob("*.parquet")]
     code, answer = ended(run_worker(as_json(job)))
     assert (code, answer["rows"]["samples"]) == (0, 3000)
-    assert list(manifest.find(root, STAMPS)) == [DAY]
+    assert list(find(root, STAMPS)) == [DAY]
 
 
 def test_a_worker_ends_when_whoever_started_it_has_ended() -> None:

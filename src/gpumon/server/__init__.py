@@ -7,8 +7,9 @@ ingest              the queue in front of the disk and its one writer; journal (
 csvlog              the daily CSV files, the truth; parts, healing, disk, days (names of files), retention, tables
                     (the three kinds)
 index               all that is made of the CSVs: store (the database; alarms end what takes too long), catchup,
-                    arrivals and loading (how rows get there), sealer, sealing, shelf, adoption (days as Parquet),
-                    rolling, touched (rollups of accounts)
+                    pace, arrivals and loading (how rows get there), rolling, touched (rollups of accounts)
+sealer, sealing     days as Parquet: shelf, adoption; manifest, sealedfolders, sealedtables, sealedfiles (what the
+                    disk, the store and retention know of them)
 reader              the old program's questions; queries, figures
 accounts            whose the GPUs' time, energy and money were, and who is on them now; desk (where it asks)
 exporting           rows out of it; importing (CSVs of elsewhere into it), dayfiles (the CSVs themselves)

@@ -16,7 +16,8 @@ from datetime import date
 from pathlib import Path
 
 from gpumon.server import manifest
-from gpumon.server.manifest import Found, RawManifest
+from gpumon.server.manifest import RawManifest
+from gpumon.server.sealedfolders import Found, find
 from gpumon.server.shelf import Shelf
 from gpumon.server.store import Store
 from gpumon.server.touched import Touched
@@ -56,7 +57,7 @@ class Adoption:
                 "SELECT day, folder, cells, has_rows FROM sealed"
             )
         }
-        found = manifest.find(shelf.root, shelf.stamps)
+        found = find(shelf.root, shelf.stamps)
         for there in found.values():
             self._touched.note_sealed(there.raw.longest_interval, there.raw.unstated)
         for day, there in found.items():

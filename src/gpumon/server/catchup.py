@@ -1,12 +1,9 @@
 """Makes the store equal to the files: loads what was committed since the last time and files that were dropped
-into the folder, forgets files that are gone.
+into the folder, forgets files that are gone. How often, `pace` says.
 
 Rows get in by one way only, from the bytes of the CSV, whether they came a second ago, before a crash or from the
-old program; so an answer always equals one computed from the files. It runs in the background every two seconds
-and before each query, so a row is in the answers as soon as its sender has been told 200. At the files of sealed
-days a query looks only where nobody has for half a second. Where much comes in all the time it does not wait for
-what came in the last half second: this runs twice a second then. Of a file that is part of a sealed day only what
-was appended since is loaded."""
+old program; so an answer always equals one computed from the files. Of a file that is part of a sealed day only
+what was appended since is loaded."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ from gpumon.server.database import DatabaseError
 from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import seen
 from gpumon.server.loading import UNREADABLE
+from gpumon.server.pace import Pace
 from gpumon.server.relations import SEALABLE, hot
 from gpumon.server.sealedtables import Known
 from gpumon.server.shelf import Shelf
@@ -38,14 +36,6 @@ log = logging.getLogger(__name__)
 _TOGETHER_BYTES: Final = 64 * 2**20
 """Stretches that are larger in all are loaded one by one, so that what is loaded is kept when a later one
 fails."""
-REFRESH_SECONDS: Final = 2.0
-"""Between two refreshes in the background; where much comes in, `_BUSY_REFRESH_SECONDS`."""
-_BUSY_REFRESH_SECONDS: Final = 0.5
-_LOOK_SECONDS: Final = 0.5
-"""How long a look at all files is good where nothing else has changed: with those of a year it takes 8 ms, as long
-as an answer."""
-_BUSY_BYTES_A_SECOND: Final = 2**20
-"""Of CSV, some 1,300 full samples: each query would have to load a part of a second's, for 50 ms or more."""
 _DEFERRED_BYTES: Final = 32 * 2**20
 """A day of more than so much, of which nothing is loaded, is sealed at once when it is over."""
 _KEPT_BYTES: Final = 128 * 2**20
@@ -82,9 +72,7 @@ class CatchUp:
         self._lock = threading.RLock()
         self._unreadable: dict[str, tuple[int, int]] = {}
         self._wanted = False
-        self._as_of = self._loaded_at = time.monotonic()
-        self._loaded: object = None
-        self._busy_loads = 0
+        self._pace = Pace()
         self._unkept_bytes = 0
         self._kept_at = time.monotonic()
         self.complete = threading.Event()
@@ -129,18 +117,13 @@ class CatchUp:
 
     def refresh_for_query(self, patience_seconds: float) -> None:
         """As `refresh`, unless all is there already or much comes in and all up to half a second ago is there."""
-        age = time.monotonic() - self._as_of
-        if self._is_busy:
-            recent = age <= _BUSY_REFRESH_SECONDS
-        else:
-            recent = age <= _LOOK_SECONDS and (now := self._changing()) is not None and now == self._loaded
-        if not recent:
+        if not self._pace.is_recent(self._changing):
             self.refresh(patience_seconds)
 
     @property
     def pause_seconds(self) -> float:
         """How long to wait before the next refresh in the background."""
-        return _BUSY_REFRESH_SECONDS / 2 if self._is_busy else REFRESH_SECONDS
+        return self._pace.pause_seconds
 
     def _changing(self) -> object:
         """What differs after anything but an edit within a sealed day's file: the folder's entries, what is
@@ -154,10 +137,6 @@ class CatchUp:
         states = {name: seen(self._folder / name) for name in others}
         return entries, self._committed_sizes(), self._shelf.removals, self._shelf.deferred.copy(), states
 
-    @property
-    def _is_busy(self) -> bool:
-        return self._busy_loads > 1  # one may be a file that was put into the folder
-
     def _refresh(self) -> None:
         began = time.monotonic()
         try:
@@ -166,10 +145,10 @@ class CatchUp:
                 self._begin()
             changing = self._changing()
             self._load_changes()
-            self._loaded, self._as_of = changing, began
+            self._pace.refreshed(began, changing)
             self.behind = None
         except Exception as error:  # a query answers from what the store has; the next refresh tries again
-            self._loaded = None
+            self._pace.failed()
             if self.behind is None:
                 known = isinstance(error, StorageError | OSError)
                 log.error("store_behind error=%s", error, exc_info=None if known else error)
@@ -221,9 +200,7 @@ class CatchUp:
                 break  # else files that were part of a sealed day are to be loaded, too
         wanted = self._without_deferred(missing)
         size = sum(stretch.end - stretch.start for stretch in wanted)
-        now = time.monotonic()
-        self._busy_loads = self._busy_loads + 1 if size > _BUSY_BYTES_A_SECOND * (now - self._loaded_at) else 0
-        self._loaded_at = now
+        self._pace.found(size)
         if size <= _TOGETHER_BYTES:
             self._load(wanted)
         else:

@@ -296,5 +296,5 @@ class Engine:
             today,
             exclusively=self._ingest.between_writes,
             moving=self.index.catchup.exclusively(),
-            sealed=self.index.shelf,
+            sealed=self.index.sealed_files,
         )

@@ -22,6 +22,7 @@ from gpumon.server.arrivals import Arrivals
 from gpumon.server.catchup import CatchUp
 from gpumon.server.days import FileNames
 from gpumon.server.rolling import Roller
+from gpumon.server.sealedfiles import SealedFiles
 from gpumon.server.sealer import Sealer
 from gpumon.server.sealing.stamps import sealing_stamps
 from gpumon.server.settings import ServerSettings
@@ -74,6 +75,7 @@ class Index:
         self.shelf = Shelf(
             self.store, self.arrivals, self.touched, folder, names, zone, sealing_stamps(zone.key, stale_after)
         )
+        self.sealed_files = SealedFiles(self.store, self.shelf, names)
         self.catchup = CatchUp(
             self.store,
             self.arrivals,

@@ -11,7 +11,7 @@ import msgspec
 
 from gpumon import clock
 from gpumon.errors import StorageError
-from gpumon.server import manifest
+from gpumon.server import sealedfolders
 from gpumon.server.days import FileNames
 from gpumon.server.engine import Engine
 from gpumon.server.index import Contents
@@ -64,7 +64,7 @@ def rebuild(settings: ServerSettings, tell: Tell, now: clock.Now = clock.now) ->
     at_once = msgspec.structs.replace(settings.performance, seal_after_minutes=0.0)
     engine = Engine(msgspec.structs.replace(settings, performance=at_once), now)
     discard(folder)
-    manifest.discard(folder / ".gpumon" / "sealed")
+    sealedfolders.discard(folder / ".gpumon" / "sealed")
     engine.open(upkeep=False)
     try:
         if engine.closed_because is not None:

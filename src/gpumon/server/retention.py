@@ -49,7 +49,7 @@ Exclusively = Callable[[Callable[[], None]], None]
 
 
 class Sealed(Protocol):
-    """What retention needs to know and to tell of the sealed days: see `shelf`."""
+    """What retention needs to know and to tell of the sealed days: see `sealedfiles`."""
 
     def rows_of(self, day: date) -> list[Path] | None:
         """The files with the rows of a day that is sealed together with its rollups; None of any other."""

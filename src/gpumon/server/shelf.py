@@ -20,7 +20,6 @@ from gpumon.server.database import DatabaseError
 from gpumon.server.days import FileNames, local_midnight
 from gpumon.server.disk import seen
 from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest, Stamps
-from gpumon.server.relations import hot
 from gpumon.server.sealedtables import (
     Known,
     count_rows,
@@ -28,7 +27,6 @@ from gpumon.server.sealedtables import (
     note_file,
     put_cells_in,
     put_in,
-    rename_file,
     take_cells_out,
     take_fine_out,
     take_out,
@@ -198,7 +196,7 @@ class Shelf:
         if not known:
             self._store.remember_latest()
         if old is not None and old != folder:
-            self._retired.append(old)
+            self.retire(old)
 
     def put_cells_in(self, day: date, folder: Path, cells: CellsManifest) -> None:
         """Takes a day's cells into the rollups of the accounts. Raises DatabaseError."""
@@ -208,7 +206,7 @@ class Shelf:
         self.cells[day] = folder
         self.spoiled.discard(day)
         if old is not None and old != folder:
-            self._retired.append(old)
+            self.retire(old)
 
     def remove(self, day: date, reason: str) -> None:
         """Takes a day out: its rows are loaded from the CSV again. Raises DatabaseError."""
@@ -217,9 +215,9 @@ class Shelf:
         folder = self.folders.get(day)
         self.take_out(day)
         if folder is not None:
-            self._retired.append(folder)
+            self.retire(folder)
         if day in self.cells:
-            self._retired.append(self.cells.pop(day))
+            self.retire(self.cells.pop(day))
         self._store.remember_latest()
 
     def remove_cells(self, day: date) -> None:
@@ -228,7 +226,7 @@ class Shelf:
         with self._store.transaction():
             take_cells_out(self._store, day)
         if day in self.cells:
-            self._retired.append(self.cells.pop(day))
+            self.retire(self.cells.pop(day))
 
     def remove_fine(self, day: date) -> None:
         """Has the cells of five minutes of a day read no more, in which something is damaged and which can't be
@@ -248,24 +246,6 @@ class Shelf:
                 manifest.spoil(self.cells[day])
                 self.spoiled.add(day)
 
-    def rows_of(self, day: date) -> list[Path] | None:
-        """The files with the rows of a day that is sealed together with its rollups; None of any other."""
-        if day not in self.days or not self.days[day].has_rows or day not in self.cells or day in self.spoiled:
-            return None
-        return [self.folders[day] / name for name in manifest.RAW_ROWS]
-
-    def awaits_accounts(self, day: date) -> bool:
-        """Whether a day is being sealed, so that its rollups are still to come."""
-        return day in self.deferred or day in self.without_cells()
-
-    def drop_rows(self, day: date) -> None:
-        """The rows of such a day are about to be deleted with its CSV files: its rollups stay. A server that is
-        killed meanwhile ends it at its next start. Raises DatabaseError or OSError."""
-        self.days[day] = manifest.without_rows(self.folders[day], self.days[day], deleting=True)
-        self.forget_rows(day)
-        self._store.remember_latest()
-        self._retired += [self.folders[day] / name for name in manifest.RAW_ROWS]
-
     def forget_rows(self, day: date) -> None:
         """The store is to have no rows of a day any more. Raises DatabaseError."""
         names = {*self._sealed_names(day), *(file.name for file in self.days[day].files)}
@@ -276,29 +256,9 @@ class Shelf:
         for name in names:
             self.files.pop(name, None)
 
-    def dropped(self, day: date) -> None:
-        """They are deleted. Raises OSError."""
-        self.days[day] = manifest.without_rows(self.folders[day], self.days[day], deleting=False)
-
-    def may_compress(self, name: str, size: int) -> bool:
-        """Whether all of a file's bytes are in the store in one way, hot or sealed."""
-        known = self.files.get(name)
-        return known is not None and known.size == size and (not known.sealed or self.sealed_bytes(name) == size)
-
-    def renamed(self, old: str, new: str, size: int, mtime_ns: int) -> None:
-        """A file was compressed: its rows are the same. Raises DatabaseError or OSError."""
-        known = self.files.pop(old, None)
-        if known is None:
-            return
-        day_file = self._names.parse(old)
-        assert day_file is not None
-        with self._store.transaction():
-            rename_file(self._store, hot(day_file.table), old, new)
-            note_file(self._store, new, Known(size, mtime_ns, known.lines, known.sealed))
-        self.files[new] = Known(size, mtime_ns, known.lines, known.sealed)
-        folder, raw = self.folders.get(day_file.day), self.days.get(day_file.day)
-        if known.sealed and folder is not None and raw is not None:
-            self.days[day_file.day] = manifest.renamed(folder, raw, old, new, size, mtime_ns)
+    def retire(self, *paths: Path) -> None:
+        """These are no longer used, but for the queries under way."""
+        self._retired += paths
 
     def delete_retired(self, timeout_seconds: float) -> None:
         """Deletes what is no longer used, when nobody reads it any more."""
