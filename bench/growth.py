@@ -4,8 +4,9 @@
 
 A server runs over an empty folder. Day by day, the day's files are put into it, and the server takes them in,
 seals them, and compresses them by its own housekeeping, so that the disk need not hold all the CSV at once (171 M
-samples take 50 GB). Each day is generated while the server is at the one before, but for the last three, whose
-times are taken. At the end it is asked what `bench.queries` asks, idle.
+samples take 50 GB). Each day is generated while the server is at the one before, and put in as soon as the rows of
+that are sealed, so that its accounts need not be made twice. Only the last three are put in together, with nothing
+beside: they are timed. At the end it is asked what `bench.queries` asks, idle.
 
 171 M samples take two hours. In a FOLDER, which is kept, a run that was stopped goes on with the day it was at,
 and what is measured already is not measured again.
@@ -33,11 +34,13 @@ from pydantic import TypeAdapter
 from bench.fleet import DAYS, STEP_SECONDS, Fleet, open_fleet
 from bench.queries import BUDGET_SECONDS, Scene, questions
 from bench.served import Asked, Latencies, Served, fetch, machine, measure, served, size_of
+from gpumon.server.days import FileNames
 
 GPUS = (40, 200, 660)
 REQUESTS = 100
-QUIET_DAYS = 3
+TIMED_DAYS = 3
 _PATIENCE_SECONDS = 1800
+_NAMES = FileNames("gpu_metrics")
 _KINDS = {
     "samples": "raw-*/samples.parquet",
     "pod rows": "raw-*/pod_usage.parquet",
@@ -58,15 +61,19 @@ class Size:
     """The fleet's, after these days."""
     samples: int = 0
     pod_rows: int = 0
-    sealing_seconds: list[float] = field(default_factory=list)
-    """Of the days that were sealed with nothing beside."""
-    sealed_samples: int = 0
-    """Of these days."""
+    timed_seconds: float = 0.0
+    """Until the days were sealed that were put in with nothing beside."""
+    timed_days: int = 0
+    timed_samples: int = 0
     server_mib: float = 0.0
     sealer_mib: float = 0.0
     disk: dict[str, int] = field(default_factory=dict)
     csv_bytes: int = 0
     latencies: dict[str, Latencies] = field(default_factory=dict)
+
+    def day(self, number: int) -> date:
+        """The day of that number, from 0."""
+        return self.first_day + timedelta(days=number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +102,10 @@ def grow(folder: Path, gpus: int, days: int, step: int, requests: int, *, sealed
     shutil.rmtree(aside, ignore_errors=True)
     for wanted in (data, aside):
         wanted.mkdir(exist_ok=True)
-    for begun in data.glob(f"*_{size.first_day + timedelta(days=size.days):%Y%m%d}.csv*"):
-        begun.unlink()
+    for path in data.glob("*.csv*"):
+        file = _NAMES.parse(path.name)
+        if file is not None and file.day >= size.day(size.days):
+            path.unlink()
     settings = {
         "STORAGE__ENABLE_FILE_COMPRESSION": "true",
         "STORAGE__COMPRESS_AFTER_DAYS": "1",
@@ -110,32 +119,37 @@ def grow(folder: Path, gpus: int, days: int, step: int, requests: int, *, sealed
         beside = stack.enter_context(ThreadPoolExecutor(1))
 
         def generate(number: int) -> Future[_Day]:
-            return beside.submit(_generate, fleet, aside, size.first_day + timedelta(days=number))
+            return beside.submit(_generate, fleet, aside, size.day(number))
 
-        generated: Future[_Day] | None = None
-        while size.days < days:
-            made = (generated or generate(size.days)).result()
-            for path in aside.glob("*.csv"):
-                path.rename(path.with_suffix(".whole"))
-            quiet = size.days >= days - QUIET_DAYS
-            generated = generate(size.days + 1) if size.days + 1 < days - QUIET_DAYS else None
-            began = time.monotonic()
-            for path in sorted(aside.glob("*.whole"), reverse=True):
-                path.rename(data / path.with_suffix(".csv").name)
-            _wait_until_in(server, made.day, made.samples)
-            if sealed:
-                server.wait_until_sealed(size.days + 1)
-            seconds = time.monotonic() - began
-            if quiet:
-                size.sealing_seconds.append(seconds)
-                size.sealed_samples += made.samples
+        def put_in(*generated: _Day) -> None:
+            for made in generated:
+                for path in sorted(aside.glob(f"*_{made.day:%Y%m%d}.csv"), reverse=True):
+                    path.rename(data / path.name)
+
+        next_day: Future[_Day] | None = None
+        while size.days < days - TIMED_DAYS:
+            made = (next_day or generate(size.days)).result()
+            next_day = generate(size.days + 1) if size.days + 1 < days - TIMED_DAYS else None
+            put_in(made)
+            seconds = _wait_until_in(server, made)
             _add(size, made, server)
             kept.write_bytes(_SIZE.dump_json(size))
             print(f"{gpus} GPUs, day {size.days} of {days}: in {seconds:.0f} s", flush=True)
+        last_days = [generate(number).result() for number in range(size.days, days)]
+        server.wait_until_sealed(size.days)
+        began = time.monotonic()
+        put_in(*last_days)
+        for made in last_days:
+            _wait_until_in(server, made)
+            _add(size, made, server)
+        if sealed:
+            server.wait_until_sealed(days)
+        size.timed_seconds, size.timed_days = time.monotonic() - began, len(last_days)
+        size.timed_samples = sum(made.samples for made in last_days)
+        size.sealer_mib = max(size.sealer_mib, server.children_mib)
         sealed_folder = data / ".gpumon" / "sealed"
         size.disk = {name: size_of(sealed_folder, f"*/{pattern}") for name, pattern in _KINDS.items()}
-        last = size.first_day + timedelta(days=days - 1)
-        scene = Scene(last, days, fetch(server.port, Asked("GET", "/api/gpus"))["data"])
+        scene = Scene(size.day(days - 1), days, fetch(server.port, Asked("GET", "/api/gpus"))["data"])
         latencies = {
             question.name: measure(server.port, question.ask, requests, BUDGET_SECONDS)
             for question in questions(scene)
@@ -163,15 +177,16 @@ def _add(size: Size, made: _Day, server: Served) -> None:
     size.sealer_mib = max(size.sealer_mib, server.children_mib)
 
 
-def _wait_until_in(server: Served, day: date, samples: int) -> None:
-    """Waits until all samples of a day are in the answers."""
-    body = json.dumps({"start_date": str(day), "end_date": str(day)})
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while fetch(server.port, Asked("POST", "/api/gpu/statistics", body))["data"]["samples"] != samples:
-        if time.monotonic() > end:
-            raise SystemExit(f"{day} is not complete in the answers after {_PATIENCE_SECONDS} s")
+def _wait_until_in(server: Served, made: _Day) -> float:
+    """Waits until all samples of a day are in the answers; gives the seconds."""
+    body = json.dumps({"start_date": str(made.day), "end_date": str(made.day)})
+    began = time.monotonic()
+    while fetch(server.port, Asked("POST", "/api/gpu/statistics", body))["data"]["samples"] != made.samples:
+        if time.monotonic() > began + _PATIENCE_SECONDS:
+            raise SystemExit(f"{made.day} is not complete in the answers after {_PATIENCE_SECONDS} s")
         server.look()
-        time.sleep(0.2)
+        time.sleep(0.5)
+    return time.monotonic() - began
 
 
 def table(sizes: Sequence[Size]) -> str:
@@ -187,10 +202,9 @@ def table(sizes: Sequence[Size]) -> str:
         line("GPUs", [f"{size.gpus:,}" for size in sizes]),
         line("samples", [f"{size.samples:,}" for size in sizes]),
         line("pod rows", [f"{size.pod_rows:,}" for size in sizes]),
-        line("s to load and seal a day, mean", [f"{_mean(size.sealing_seconds):.1f}" for size in sizes]),
+        line("s to load and seal a day", [f"{size.timed_seconds / size.timed_days:.1f}" for size in sizes]),
         line(
-            "the same per 1 M samples",
-            [f"{sum(size.sealing_seconds) / size.sealed_samples * 1e6:.2f}" for size in sizes],
+            "the same per 1 M samples", [f"{size.timed_seconds / size.timed_samples * 1e6:.2f}" for size in sizes]
         ),
         line("server, MiB at its highest", [f"{size.server_mib:.0f}" for size in sizes]),
         line("sealing process, MiB at its highest", [f"{size.sealer_mib:.0f}" for size in sizes]),
@@ -208,10 +222,6 @@ def table(sizes: Sequence[Size]) -> str:
             line(name, [f"{one.percentile(0.95):.1f}" if one.status == 200 else str(one.status) for one in found])
         )
     return "\n".join(lines)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def main() -> None:

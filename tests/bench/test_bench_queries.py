@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench.queries import Line, generate, idle_lines, loaded_lines, questions, scene_of
@@ -46,20 +46,22 @@ def test_a_fleet_that_grows_day_by_day_is_asked_the_same_also_when_it_was_stoppe
 ) -> None:
     waits, wait = 0, growth._wait_until_in
 
-    def stop_in_the_second_day(server: Served, day: date, samples: int) -> None:
+    def stop_in_the_second_day(server: Served, made: Any) -> float:
         nonlocal waits
         waits += 1
         if waits == 2:
             raise KeyboardInterrupt
-        wait(server, day, samples)
+        return wait(server, made)
 
-    one = partial(growth.grow, tmp_path, gpus=2, days=2, step=3600, requests=0, sealed=False)
+    monkeypatch.setattr(growth, "TIMED_DAYS", 1)
+    one = partial(growth.grow, tmp_path, gpus=2, days=3, step=3600, requests=0, sealed=False)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(growth, "_wait_until_in", stop_in_the_second_day)
         one()
     size = one()
-    assert 2 * 2 * 20 < size.samples <= 2 * 2 * 24
-    assert len(size.sealing_seconds) == size.days == 2
+    assert 2 * 3 * 20 < size.samples <= 2 * 3 * 24
+    assert (size.days, size.timed_days) == (3, 1)
+    assert 2 * 20 < size.timed_samples <= 2 * 24
     told = growth.table([size]).splitlines()
     assert f"{size.samples}" in told[1]
     assert set(size.latencies) <= {line[:40].strip() for line in told}
