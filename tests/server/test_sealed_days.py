@@ -198,6 +198,16 @@ def gone(client: Client, engine: Engine) -> None:
     engine.index.catchup.refresh()
 
 
+def made_anew(client: Client, engine: Engine) -> None:
+    """The CSV files of a day go, and larger ones of the same name come."""
+    for path in engine._folder.glob("*_20261120.csv*"):
+        path.unlink()
+    engine.index.catchup.refresh()
+    others = [row | {"gpu_id": gpu} for gpu in (1, 2) for row in rows()[:144]]
+    assert client.post("/api/receive-data", json=others).status_code == 200
+    engine.index.catchup.refresh()
+
+
 @pytest.mark.parametrize("copied", ["before", "after"])
 @pytest.mark.parametrize(
     ("first", "then"),
@@ -212,6 +222,7 @@ def gone(client: Client, engine: Engine) -> None:
         ([sealed_again, compressed], deleted),
         ([rolled], gone),
         ([sealed_again], compressed_and_deleted),
+        ([sealed_again], made_anew),
     ],
 )
 def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(

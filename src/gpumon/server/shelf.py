@@ -209,10 +209,13 @@ class Shelf:
             self.retire(old)
 
     def remove(self, day: date, reason: str) -> None:
-        """Takes a day out: its rows are loaded from the CSV again. Raises DatabaseError."""
+        """Takes a day out: its rows are loaded from the CSV again, also when the server is killed now. Raises
+        DatabaseError or OSError."""
         log.warning("sealed_day_left day=%s reason=%s", day, reason)
-        self.removals += 1
         folder = self.folders.get(day)
+        if folder is not None:
+            manifest.spoil(folder)
+        self.removals += 1
         self.take_out(day)
         if folder is not None:
             self.retire(folder)
