@@ -111,6 +111,32 @@ class NothingSealed:
         raise AssertionError(_)
 
 
+class BeingSealed(NothingSealed):
+    """A shelf with a day that is being sealed without having been loaded."""
+
+    def may_compress(self, _: str, __: int) -> bool:
+        return False
+
+
+def test_a_file_whose_day_is_being_sealed_is_not_compressed_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpumon.server.retention.gzip.GzipFile", None)
+    with opened(tmp_path) as log:
+        log.append(rows_of(sample(timestamp="2026-11-10 12:00:00")), [])
+        tidy(
+            tmp_path,
+            NAMES,
+            log,
+            Policy(keep_days=0, max_bytes=0, compress_after_days=1),
+            TODAY.date(),
+            exclusively=lambda work: work(),
+            moving=nullcontext(),
+            sealed=BeingSealed(),
+        )
+    assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261110.csv"]
+
+
 def test_a_file_that_gets_rows_while_it_is_compressed_stays_as_it_is(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.append(rows_of(sample(timestamp="2026-11-10 12:00:00")), [])

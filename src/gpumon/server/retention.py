@@ -206,12 +206,13 @@ def _compress(
 ) -> None:
     """The compressed file is whole and synced before the plain one goes, and gets its name after: at no moment do
     both count, and a kill in between is finished at the next start (`healing.finish_compressions`). Where the
-    compressed name is taken, the file stays as it is; where rows came meanwhile, it waits for the next run."""
+    compressed name is taken, the file stays as it is; where its day is being sealed, or rows came meanwhile, it
+    waits for the next run."""
     target = path.with_name(path.name + ".gz")
-    if target.exists():
+    size = path.stat().st_size
+    if target.exists() or not sealed.may_compress(path.name, size):
         return
     aside = target.with_name(target.name + ".new")
-    size = path.stat().st_size
     try:
         with path.open("rb") as source, aside.open("wb") as raw:
             with gzip.GzipFile(path.name, "wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as packed:
