@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import shutil
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from gpumon.server import arrivals as arrivals_module
 from gpumon.server import catchup as catchup_module
-from gpumon.server import pace
+from gpumon.server import engine as engine_module
+from gpumon.server import loading, pace
 from gpumon.server import store as store_module
+from gpumon.server.sealing import filling
 from tests.samples import full_sample
-from tests.server.test_sealed_answers import Client, served
+from tests.server.test_sealed_answers import NEVER, Client, differences, served
+from tests.server.test_sealed_days import RANGE, answers, answers_of_the_csv, rows, seal_here
 from tests.server.test_store import SEED, old_line
 
 NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
@@ -126,3 +131,135 @@ def test_a_file_that_could_not_be_read_is_read_when_it_is_whole(
         counted(client)
         copied.write_bytes(whole)
         assert counted(client) == 50
+
+
+@pytest.mark.parametrize(
+    "far_off", ["0001-01-01 00:00:00", "9999-12-31 23:59:59", "infinity", "12026-11-20 00:00:00"]
+)
+def test_a_line_of_another_age_is_one_damaged_line_and_keeps_no_row_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far_off: str
+) -> None:
+    seal_here(monkeypatch)
+    old = "gpu_metrics_20261119.csv"
+    good = old_line(10).replace("2026-11-24", "2026-11-19")
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        post(client, 0)
+        (tmp_path / old).write_text("\n".join([SEED, good, good.replace("2026-11-19 10:00:00", far_off)]) + "\n")
+        engine.index.catchup.refresh()
+        assert counted(client) == 2
+        post(client, 1)
+        assert counted(client) == 3
+        assert "gpumon_server_csv_lines_damaged_total 1.0" in client.get("/metrics").text
+        aside = (tmp_path / ".gpumon" / "quarantine" / f"{old}.damaged.csv").read_text()
+        assert [line.split(",")[0] for line in aside.splitlines()] == ["line", "3"]
+        engine.index.settle()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert counted(client) == 3
+        post(client, 2)
+        assert counted(client) == 4
+        for seal in (engine.index.sealer.seal_rows, engine.index.sealer.seal_cells):
+            seal(date(2026, 11, 19), NEVER)
+        assert engine.index.shelf.days[date(2026, 11, 19)].damaged == 1
+        assert counted(client) == 4
+        assert client.get("/api/usage", params=RANGE).status_code == 200
+
+
+def test_a_server_whose_first_load_failed_is_not_ready_until_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with served(tmp_path, "UTC", NOW) as (client, _):
+        post(client, 0)
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    monkeypatch.setattr(engine_module, "FIRST_LOAD_SECONDS", 0.01)
+    with monkeypatch.context() as full:
+        full.setattr(arrivals_module, "copy_lines", fail)
+        with served(tmp_path, "UTC", NOW) as (client, engine):
+            engine.index.catchup.refresh()
+            assert engine.index.catchup.behind is not None
+            assert engine.not_ready_because is not None
+            assert client.get("/ready").status_code == 503
+            post(client, 1)
+            full.undo()
+            engine.index.catchup.refresh()
+            assert engine.not_ready_because is None
+            assert counted(client) == 2
+
+
+def test_a_large_day_that_is_put_in_while_running_makes_the_server_not_ready_until_it_is_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_here(monkeypatch)
+    with served(tmp_path / "other", "UTC", NOW) as (client, _):
+        assert client.post("/api/receive-data", json=rows()[144:150]).status_code == 200
+    with served(tmp_path / "data", "UTC", NOW) as (client, engine):
+        post(client, 0)
+        assert counted(client) == 1
+        monkeypatch.setattr(catchup_module, "_DEFERRED_BYTES", 1)
+        for file in (tmp_path / "other").glob("*.csv"):
+            shutil.copy(file, tmp_path / "data")
+        engine.index.catchup.refresh()
+        assert engine.index.shelf.deferred == {date(2026, 11, 21)}
+        assert engine.not_ready_because is not None
+        assert client.get("/ready").status_code == 503
+        engine.index.settle()
+        assert engine.not_ready_because is None
+        assert counted(client) == 1 + 6
+
+
+def test_a_file_that_was_deleted_and_written_anew_before_the_next_look_is_read_from_its_beginning(
+    tmp_path: Path,
+) -> None:
+    with served(tmp_path / "data", "UTC", NOW) as (client, _):
+        assert client.post("/api/receive-data", json=rows()[:12]).status_code == 200
+        answers(client)
+    with served(tmp_path / "data", "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        engine.index.catchup.refresh()
+        for path in (tmp_path / "data").glob("*.csv"):
+            path.unlink()
+        others = [row | {"gpu_id": n, "gpu_uuid": f"GPU-{n}"} for n in (1, 2) for row in rows()[20:32]]
+        assert client.post("/api/receive-data", json=others).status_code == 200
+        engine.index.catchup.refresh()
+        wanted = answers_of_the_csv(tmp_path / "data", tmp_path / "alone")
+        assert not list(differences(answers(client), wanted))
+
+
+def test_a_list_of_damaged_lines_that_a_kill_left_unfinished_is_gone_after_a_start(tmp_path: Path) -> None:
+    unfinished = tmp_path / ".gpumon" / "quarantine" / "gpu_metrics_20261119.csv.damaged.csv.new"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text("line,rea")
+    (tmp_path / "gpu_metrics_20261120.csv").write_text(f"{SEED}\nnot,a,row\n")
+    with served(tmp_path, "UTC", NOW) as (client, _):
+        assert counted(client) == 0
+    assert [path.name for path in unfinished.parent.iterdir()] == ["gpu_metrics_20261120.csv.damaged.csv"]
+
+
+def test_a_file_that_could_not_be_read_when_its_day_was_sealed_counts_when_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_here(monkeypatch)
+    opened, other = loading.open_csv, tmp_path / "gpu_metrics_20261120.001.csv"
+
+    def refuse(path: Path) -> object:
+        if path == other:
+            raise PermissionError(13, "Permission denied")
+        return opened(path)
+
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=rows()[138:144]).status_code == 200
+        lines = (tmp_path / "gpu_metrics_20261120.csv").read_bytes().splitlines(keepends=True)
+        with monkeypatch.context() as patched:
+            for module in (loading, filling):
+                patched.setattr(module, "open_csv", refuse)
+            other.write_bytes(b"".join(lines[:4]).replace(b"node-1", b"node-9"))
+            assert counted(client) == 6
+            engine.index.sealer.seal_rows(date(2026, 11, 20), NEVER)
+            assert counted(client) == 6
+        other.chmod(0o600)
+        engine.index.settle()
+        assert counted(client) == 6 + 3
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert counted(client) == 6 + 3

@@ -130,4 +130,4 @@ def test_after_kill_9_under_load_every_acknowledged_row_is_there_once(tmp_path: 
     assert answered == 3 * len(acknowledged)
     with contextlib.suppress(FileNotFoundError):
         left = {path.name for path in (tmp_path / ".gpumon").iterdir()}
-        assert left <= {"commits.log", "store.duckdb", "quarantine", "tmp"}
+        assert left <= {"commits.log", "store.duckdb", "quarantine", "tmp", "reserve"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gpumon.server import loading
 from gpumon.server.engine import Engine
 from tests.samples import sample
 from tests.server.conftest import Serve, serving, settings_for
@@ -57,6 +58,7 @@ def bad_files() -> dict[str, Callable[[Path], object]]:
         "endless header": lambda p: p.write_text("a" * 300_000 + "\n1\n"),
         "a folder": lambda p: p.mkdir(),
         "a folder like a compressed file": lambda p: p.with_suffix(".csv.gz").mkdir(),
+        "an input/output error": lambda p: p.symlink_to("/proc/self/mem"),
         "a link to nowhere": lambda p: p.symlink_to("/nowhere/at/all"),
     }
 
@@ -92,6 +94,80 @@ def test_columns_without_a_name_or_with_one_twice_do_no_harm(serve: Serve, tmp_p
     put(tmp_path / "data", "gpu_metrics_20200101.csv", header, old_line(10) + ",7")
     put(tmp_path / "data", TODAY, SEED, old_line(11))
     assert figures(serve()) == (2, 40.0)
+
+
+def cut_the_last_newline(path: Path, aside: Path) -> None:
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+
+
+def save_without_the_last_newline(path: Path, aside: Path) -> None:
+    aside.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    aside.replace(path)
+
+
+def move_away(path: Path, aside: Path) -> None:
+    path.replace(aside)
+
+
+def replace_by_one_of_the_old_program(path: Path, aside: Path) -> None:
+    put(aside.parent, aside.name, SEED, old_line(10), old_line(11))
+    aside.replace(path)
+
+
+def compress(path: Path, aside: Path) -> None:
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("hand", "left"),
+    [
+        (cut_the_last_newline, 1),
+        (save_without_the_last_newline, 1),
+        (move_away, 0),
+        (replace_by_one_of_the_old_program, 2),
+        (compress, 1),
+    ],
+)
+def test_what_a_hand_does_to_todays_file_costs_no_row_that_comes_after(
+    tmp_path: Path, hand: Callable[[Path, Path], None], left: int
+) -> None:
+    data = tmp_path / "data"
+    for restarted in (False, True):
+        with serving(settings_for(data)) as client:
+            if not restarted:
+                post(client, sample())
+                figures(client)
+                hand(data / TODAY, tmp_path / "aside")
+                kept = [path.read_bytes() for path in data.glob(f"{TODAY}*")]
+                post(client, sample(gpu_id=1), sample(gpu_id=2))
+                post(client, sample(gpu_id=3))
+            assert figures(client)[0] == left + 3
+            assert "gpumon_server_csv_lines_damaged_total 0.0" in client.get("/metrics").text
+    now = [path.read_bytes() for path in data.glob("gpu_metrics_*")]
+    assert all(any(there.startswith(whole) for there in now) for whole in kept)
+
+
+def test_a_file_that_can_be_read_again_is_no_longer_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        if path.name == "gpu_metrics_20200101.csv":
+            raise PermissionError(13, "Permission denied")
+        return opened(path)
+
+    opened = loading.open_csv
+    with serving(settings_for(tmp_path)) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(loading, "open_csv", refuse)
+            put(tmp_path, "gpu_metrics_20200101.csv", SEED, old_line(10))
+            assert figures(client)[0] == 0
+            assert "gpumon_server_csv_files_unreadable 1.0" in client.get("/metrics").text
+            (tmp_path / "gpu_metrics_20200101.csv").chmod(0o640)
+            assert figures(client)[0] == 0
+        (tmp_path / "gpu_metrics_20200101.csv").chmod(0o644)
+        assert figures(client)[0] == 1
+        assert "gpumon_server_csv_files_unreadable 0.0" in client.get("/metrics").text
 
 
 def test_a_blank_line_is_no_damage(serve: Serve, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import pytest
 
 from gpumon.errors import StorageError
 from gpumon.model.fields import CSV_COLUMNS, SEED_COLUMNS
-from gpumon.server.days import FileNames
-from gpumon.server.importing import Report, effort, publish, take_over, takeover
+from gpumon.server.days import DayFile, FileNames
+from gpumon.server.importing import Report, effort, publish, render, take_over, takeover
 from gpumon.server.tables import POD_USAGE, SAMPLES
 from tests.processes import until
 from tests.samples import full_sample, pod, sample
@@ -27,10 +28,16 @@ from tests.server.conftest import serving, settings_for
 OLD = ",".join(SEED_COLUMNS) + "\n"
 NAMES = FileNames("gpu_metrics")
 TAIPEI = ZoneInfo("Asia/Taipei")
+NEW = ",".join(CSV_COLUMNS) + "\n"
 
 
 def row(time: str = "12:00:00", gpu: int = 0, day: str = "2026-11-24", use: Any = 50.0, client: str = "n") -> str:
     return f"{day} {time},{gpu},NVIDIA H100,{use},2.0,80000,1,2,60,400.5,700.0,,{client}\n"
+
+
+def told(local: str, exact: str, gpu: int = 0, day: str = "2026-11-24") -> str:
+    """A row of gpumon: its server's local time and the exact instant."""
+    return f"{row(local, gpu, day).strip()},{exact}," + "," * (len(CSV_COLUMNS) - len(SEED_COLUMNS) - 2) + "\n"
 
 
 @pytest.fixture
@@ -45,8 +52,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def taken(source: Path, folder: Path, **options: Any) -> Report:
-    return take_over(source, folder, NAMES, TAIPEI, lambda _: None, **options)
+def taken(source: Path, folder: Path, zone: ZoneInfo = TAIPEI, **options: Any) -> Report:
+    return take_over(source, folder, NAMES, zone, lambda _: None, **options)
 
 
 def contents(folder: Path) -> dict[str, list[str]]:
@@ -160,6 +167,123 @@ def test_what_can_not_be_read_is_named(old: Path, data: Path) -> None:
     report = taken(old, data)
     assert report.unreadable.keys() == {"b_20261124.csv.gz", "c_20261124.csv"}
     assert report.taken == 1
+
+
+_GZIPPED = gzip.compress((OLD + "".join(row(gpu=gpu, use=gpu * 7919 % 1000) for gpu in range(9_000))).encode())
+_DAMAGED = {
+    "cut short": (_GZIPPED[: len(_GZIPPED) // 2], "end-of-stream"),
+    "hardly begun": (_GZIPPED[:8], "end"),
+    "corrupt": (_GZIPPED[:12] + bytes(40) + _GZIPPED[60:], "decompressing"),
+    "wrong checksum": (_GZIPPED[:-8] + bytes(8), "CRC"),
+    "not gzip": (b"plain", "Not a gzipped file"),
+    "no CSV": (gzip.compress(b"x" * 200_000), "field larger"),
+}
+
+
+@pytest.mark.parametrize("day", ["20261123", "20261124", "20261125"])
+@pytest.mark.parametrize("damage", _DAMAGED)
+def test_a_damaged_file_in_the_data_folder_is_left_alone_and_named_and_its_rows_count_as_not_there(
+    old: Path, data: Path, damage: str, day: str
+) -> None:
+    content, reason = _DAMAGED[damage]
+    damaged = data / f"gpu_metrics_{day}.csv.gz"
+    damaged.write_bytes(content)
+    (old / "a_20261124.csv").write_text(OLD + row(gpu=0, use=0) + row(gpu=1))
+    report = taken(old, data)
+    assert (report.taken, report.there, report.unreadable) == (2, 0, {})
+    assert report.left_alone.keys() == {damaged.name}
+    assert re.search(reason, report.left_alone[damaged.name])
+    assert damaged.read_bytes() == content
+    assert (data / "gpu_metrics_20261124.500.csv").read_text() == OLD + row(gpu=0, use=0) + row(gpu=1)
+    assert (taken(old, data).taken, taken(old, data).there) == (0, 2)
+
+
+def test_what_is_not_given_out_in_the_data_folder_is_named_in_the_report(old: Path, data: Path) -> None:
+    (data / "gpu_metrics_20261124.csv").mkdir()
+    (old / "a_20261124.csv").write_text(OLD + row())
+    report = taken(old, data)
+    assert report.taken == 1
+    said = render(report, date(2026, 11, 25), 0, dry_run=False)
+    assert "left alone: gpu_metrics_20261124.csv in the data folder can't be read (" in said
+
+
+def test_rows_of_a_server_in_another_zone_are_told_in_this_ones_once_and_for_all(old: Path, data: Path) -> None:
+    (old / "gpu_metrics_20261124.csv").write_text(
+        NEW
+        + told("15:59:59", "2026-11-24T15:59:59.999Z", gpu=0)
+        + told("16:00:00", "2026-11-24T16:00:00.000Z", gpu=1)
+        + told("20:00:00", "2026-11-24T20:00:00.250Z", gpu=2).replace("NVIDIA H100", '"A ""b"", c"')
+    )
+    for _ in range(2):
+        report = taken(old, data)
+        assert contents(data) == {
+            "gpu_metrics_20261124.500.csv": [told("23:59:59", "2026-11-24T15:59:59.999Z", gpu=0)],
+            "gpu_metrics_20261125.500.csv": [
+                told("00:00:00", "2026-11-24T16:00:00.000Z", gpu=1, day="2026-11-25"),
+                told("04:00:00", "2026-11-24T20:00:00.250Z", gpu=2, day="2026-11-25").replace(
+                    "NVIDIA H100", '"A ""b"", c"'
+                ),
+            ],
+        }
+    assert (report.taken, report.there) == (0, 3)
+
+
+def test_a_row_keeps_its_bytes_where_its_time_is_this_zones_or_its_instant_can_not_be_read(
+    old: Path, data: Path
+) -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    kept = [
+        told("02:30:00", "2026-10-25T00:30:00.500Z", day="2026-10-25"),
+        told("02:30:00", "2026-10-25T01:30:00.500Z", day="2026-10-25"),  # the hour that comes twice
+        told("12:00:00.25", "2026-10-25 11:00:00.250000", day="2026-10-25"),
+        told("12:00:00", "2026-10-25T12:00:00+01:00", day="2026-10-25"),
+        told("12:00:00", "soon", day="2026-10-25"),
+        told("12:00:00", "2026-10-32T12:00:00.000Z", day="2026-10-25"),
+        told("12:00:00", "0000-01-01T00:00:00.000Z", day="2026-10-25"),
+        row("12:00:00", day="2026-10-25"),
+    ]
+    foreign = told("00:30:00", "2026-10-25T00:30:00.750Z", day="2026-10-25")
+    (old / "gpu_metrics_20261025.csv").write_text(NEW + "".join(kept) + foreign)
+    taken(old, data, berlin)
+    here = told("02:30:00", "2026-10-25T00:30:00.750Z", day="2026-10-25")
+    kept[-1] = kept[-1].strip() + "," * (len(CSV_COLUMNS) - len(SEED_COLUMNS)) + "\n"
+    assert contents(data) == {"gpu_metrics_20261025.500.csv": [*kept, here]}
+
+
+def test_a_row_that_stands_under_the_day_of_another_zone_is_not_taken_again(old: Path, data: Path) -> None:
+    """As after a change of [SERVER] timezone: Pago Pago is up to two days behind Kiritimati."""
+    theirs = NEW + told("23:30:00", "2026-11-24T10:30:00.125Z", day="2026-11-23")
+    (old / "gpu_metrics_20261123.csv").write_text(theirs)
+    (data / "gpu_metrics_20261123.csv").write_text(theirs)
+    report = taken(old, data, ZoneInfo("Pacific/Kiritimati"))
+    assert report.days == {date(2026, 11, 25)}
+    assert (report.taken, report.there) == (0, 1)
+
+
+def test_all_tables_of_a_server_in_another_zone_answer_by_this_ones_days_and_hours(
+    tmp_path: Path, data: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    instant = "2026-11-23T20:00:00.250Z"
+    taken_at = full_sample(timestamp=instant, sampled_at=instant, pods=[pod(labels={"team": "a"})])
+    with serving(settings_for(elsewhere)) as client:
+        client.post("/api/receive-data", json=taken_at).raise_for_status()
+    parts = taken(elsewhere, data).parts
+    assert sorted(parts) == [
+        "gpu_metrics_20261124.500.csv", "pod_usage_20261124.500.csv", "pods_20261124.500.csv"
+    ]  # fmt: skip
+    with serving(settings_for(data, server={"timezone": "Asia/Taipei"})) as client:
+        asked = {"start_date": "2026-11-24", "end_date": "2026-11-24"}
+        hours = client.post("/api/gpu/hourly-usage", json=asked).json()["data"]["chart_data"]
+        assert [hour["hour"] for hour in hours if hour["samples"]] == [4]
+        assert client.post("/api/gpu/list").json()["data"][0]["last_update"] == "2026-11-24 04:00:00"
+
+
+def test_days_of_years_before_1000_get_names_that_are_read(old: Path, data: Path) -> None:
+    (old / "gpu_metrics_20261110.csv").write_text(OLD + row(day="0026-11-10"))
+    assert taken(old, data).parts == ["gpu_metrics_00261110.500.csv"]
+    assert NAMES.parse("gpu_metrics_00261110.500.csv") == DayFile(SAMPLES, date(26, 11, 10), 500)
+    assert (taken(old, data).taken, taken(old, data).there) == (0, 1)
 
 
 def test_all_three_tables_of_gpumon_come_over_and_answer_the_same(tmp_path: Path, data: Path) -> None:

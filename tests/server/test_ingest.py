@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from gpumon.errors import StorageBusy, StorageError
+from gpumon.model.sample import BatchId
 from gpumon.server import parts
 from gpumon.server.accept import Accepted
 from gpumon.server.api.receive import PATH, DirectRoute
@@ -79,6 +80,62 @@ def test_batches_that_wait_become_one_group_with_one_sync(tmp_path: Path) -> Non
     with ingest_on(tmp_path) as ingest:
         asyncio.run(send(ingest))
         assert (ingest.groups, ingest.rows_stored, ingest.waiting) == (1, 30, (0, 0))
+
+
+def test_work_on_the_files_has_its_turn_also_when_there_is_always_a_next_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+
+    async def send(ingest: Ingest) -> None:
+        append, waiting = ingest._csvlog.append, []
+
+        def append_and_send_another(*of: Any) -> None:
+            append(*of)
+            if ingest.groups < 50:
+                added = threading.Event()
+
+                def add() -> None:
+                    waiting.append(asyncio.ensure_future(ingest.submit(one(), None)))
+                    loop.call_soon(added.set)
+
+                loop.call_soon_threadsafe(add)
+                added.wait(20)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(ingest._csvlog, "append", append_and_send_another)
+        with writer_held(ingest):
+            waiting.append(asyncio.ensure_future(ingest.submit(one(), None)))
+            await asyncio.sleep(0)
+            work = threading.Thread(target=ingest.between_writes, args=(lambda: turns.append(ingest.groups),))
+            work.start()
+            assert until(lambda: len(ingest._works) == 1)
+        for sent in waiting:  # each has another one sent
+            await sent
+        work.join(20)
+
+    with ingest_on(tmp_path) as ingest:
+        asyncio.run(send(ingest))
+    assert turns == [1]
+
+
+def test_a_batch_that_was_stored_before_says_nothing_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    async def send(ingest: Ingest) -> None:
+        first = BatchId("node-1", "boot", 1)
+        assert await ingest.submit(one(), first)
+        monkeypatch.setattr(ingest._csvlog, "append", full)
+        with pytest.raises(StorageError, match="full"):
+            await ingest.submit(one(), BatchId("node-1", "boot", 2))
+        assert not await ingest.submit(one(), first)
+
+    with ingest_on(tmp_path) as ingest:
+        asyncio.run(send(ingest))
+        assert ingest.trouble == "the disk is full"
 
 
 def test_a_further_batch_is_refused_when_buffer_size_wait_and_taken_later(tmp_path: Path) -> None:

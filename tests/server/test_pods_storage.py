@@ -108,7 +108,7 @@ def test_the_store_holds_what_the_files_say(tmp_path: Path) -> None:
         client.post(PATH, json=one).raise_for_status()
         client.post("/api/gpu/list").raise_for_status()  # loads what is there
         text = client.get("/metrics").text
-        for trouble in ("csv_files_unreadable_total", "csv_lines_damaged_total", "store_behind"):
+        for trouble in ("csv_files_unreadable", "csv_lines_damaged_total", "store_behind"):
             assert f"gpumon_server_{trouble} 0.0" in text
     instant = datetime(2026, 11, 24, 12, 0, 0, 250_000)
     assert in_sql(

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from gpumon.model.fields import CSV_COLUMNS, SEED_COLUMNS
-from tests.samples import full_sample, sample
+from gpumon.server.decode import MAX_OBJECTS, MAX_VALUES
+from tests.samples import full_sample, pod, sample
 from tests.server.conftest import Serve
 
 PATH = "/api/receive-data"
@@ -81,6 +82,77 @@ def test_one_bad_sample_does_not_spoil_a_batch(serve: Serve, tmp_path: Path) -> 
     body = answer.json()
     assert (body["received_count"], body["failed_count"]) == (2, 1)
     assert body["errors"] == [{"index": 1, "loc": ["utilization_gpu"], "msg": "must be at most 100"}]
+    assert [row["gpu_id"] for row in stored(tmp_path)] == ["0", "2"]
+
+
+LONG = "1" * 5000
+"""An integer that neither msgspec nor Python converts."""
+
+
+def body_of(*entries: dict[str, Any] | str) -> bytes:
+    """A list of these, texts as they are; a field whose value is LONG has the integer."""
+    texts = (entry if isinstance(entry, str) else json.dumps(entry) for entry in entries)
+    return f"[{','.join(texts)}]".replace(f'"{LONG}"', LONG).encode()
+
+
+NO_SAMPLE = "must be a sample object; leave the entry out where there is no sample"
+BAD_ENTRIES: list[tuple[dict[str, Any] | str, list[str], str]] = [
+    ("null", [], NO_SAMPLE),
+    ("7", [], NO_SAMPLE),
+    ('"x"', [], NO_SAMPLE),
+    ("[]", [], NO_SAMPLE),
+    (LONG, [], NO_SAMPLE),
+    (sample(gpu_id=LONG), ["gpu_id"], "must be at most 65535"),
+    (sample(power_draw=LONG), ["power_draw"], "must be at most 100000"),
+    (sample(gpu_name=LONG), ["gpu_name"], "must be text, not a whole number"),
+    (sample(pod="caf\udce9"), ["pod"], "is not a Kubernetes name (letters, digits, '-', '_' and '.')"),
+]
+
+
+@pytest.mark.parametrize(("entry", "loc", "msg"), BAD_ENTRIES, ids=lambda value: str(value)[:40])
+def test_a_bad_entry_of_the_list_is_refused_by_itself(
+    serve: Serve, tmp_path: Path, entry: dict[str, Any] | str, loc: list[str], msg: str
+) -> None:
+    answer = serve().post(PATH, content=body_of(sample(), entry, sample(gpu_id=2)), headers=JSON)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["received_count"], body["failed_count"]) == (2, 1)
+    assert body["errors"] == [{"index": 1, "loc": loc, "msg": msg}]
+    assert [row["gpu_id"] for row in stored(tmp_path)] == ["0", "2"]
+
+
+def test_a_list_of_bad_entries_only_is_refused_with_the_first_of_them(serve: Serve) -> None:
+    body = assert_error(serve().post(PATH, content=b"[null, 7]", headers=JSON), 422, "VALIDATION_ERROR")
+    assert body["detail"] == f"no sample could be stored; sample 0: it {NO_SAMPLE}"
+    assert [error["index"] for error in body["errors"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "column", "kept"),
+    [
+        ({"gpu_name": "caf\udce9 \ud800"}, "gpu_name", "caf\ufffd \ufffd"),
+        ({"gpu_name": "\U0001f680 \udce9"}, "gpu_name", "\U0001f680 \ufffd"),
+        ({"new": "caf\udce9"}, "gpu_name", "NVIDIA H100 80GB HBM3"),
+        ({"caf\udce9": ["caf\udce9", {"caf\udce9": 1}]}, "gpu_name", "NVIDIA H100 80GB HBM3"),
+        ({"pods": [pod(owner_kind="caf\udce9")]}, "owner_kind", "caf\ufffd"),
+        ({"pods": [pod(labels={"team": "caf\udce9"})]}, "value", "caf\ufffd"),
+        ({"node_labels": {"caf\udce9": "a"}}, "label", "caf\ufffd"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_a_lone_surrogate_spoils_nothing_and_is_stored_as_the_sign_for_what_could_not_be_read(
+    serve: Serve, tmp_path: Path, fields: dict[str, Any], column: str, kept: str
+) -> None:
+    answer = serve().post(PATH, content=body_of(sample(), sample(gpu_id=1, **fields)), headers=JSON)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["received_count"], answer.json().get("left_out_count", 0)) == (2, 0)
+    assert kept in {row.get(column) for row in stored(tmp_path)}
+
+
+def test_an_integer_of_any_length_in_an_unknown_field_is_ignored(serve: Serve, tmp_path: Path) -> None:
+    mixed = body_of(sample(new=LONG), sample(gpu_id=-1), sample(gpu_id=2, new={"deep": [LONG]}))
+    answer = serve().post(PATH, content=mixed, headers=JSON)
+    assert answer.status_code == 200, answer.text
     assert [row["gpu_id"] for row in stored(tmp_path)] == ["0", "2"]
 
 
@@ -178,6 +250,44 @@ def test_a_bad_body_is_refused_in_the_envelope(
     assert_error(client.post(PATH, content=body, headers=headers), status, code)
     assert client.post(PATH, json=sample()).status_code == 200, f"after {name}"
     assert len(stored(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "constant"),
+    [
+        (b'[{"utilization_gpu": NaN}]', "NaN"),
+        (b'[{"utilization_gpu": -Infinity}]', "-Infinity"),
+        (b'[{"gpu_name": "NaN"},]', None),
+        (b'[{"gpu_name": "a\xff"}]', None),
+        (b'[{"gpu_name": "\\ud800"}, 1', None),
+    ],
+)
+def test_only_of_a_body_with_nan_or_infinity_is_it_said_that_they_are_not_json(
+    serve: Serve, body: bytes, constant: str | None
+) -> None:
+    error = assert_error(serve().post(PATH, content=body, headers=JSON), 422, "VALIDATION_ERROR")
+    before, reason = error["detail"].split(": ", maxsplit=1)
+    assert before == "the body is not valid JSON in UTF-8"
+    if constant:
+        assert reason == f"{constant} is not JSON; send null instead"
+    else:
+        assert "send null" not in reason
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        (b'["\\ud800",' + b"[" * 190_000, 422, "nested too deeply"),
+        (b"[null" + b",null" * MAX_OBJECTS + b"]", 413, "more than 200000 entries"),
+        (b'["\\ud800"' + b",1" * (MAX_VALUES + 1) + b"]", 413, "more than 1200000 values"),
+    ],
+    ids=["depth", "entries", "values"],
+)
+def test_bodies_that_are_taken_entry_by_entry_are_limited_too(
+    serve: Serve, body: bytes, status: int, reason: str
+) -> None:
+    answer = serve().post(PATH, content=body, headers=JSON)
+    assert (answer.status_code, reason in answer.json()["detail"]) == (status, True), answer.text
 
 
 def test_a_body_of_unknown_length_is_limited_too(serve: Serve) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gpumon.server import disk, manifest
 from gpumon.server.engine import Engine
-from gpumon.server.retention import Policy, tidy
+from gpumon.server.retention import Policy, _fit, tidy
 from tests.samples import sample
+from tests.server import test_sealed_days as sealed_days
 from tests.server.conftest import serving, settings_for
 from tests.server.test_csvlog import NAMES, opened, rows_of
+from tests.server.test_sealed_answers import served
 
 DAYS = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in range(10, 25)]
 TODAY = DAYS[-1]
@@ -75,6 +80,49 @@ def test_the_oldest_days_go_while_the_folder_is_too_large(tmp_path: Path) -> Non
     assert names[-1] == "gpu_metrics_20261124.csv"
 
 
+def test_no_day_goes_for_what_is_there_for_moments(tmp_path: Path) -> None:
+    filled(tmp_path)
+    before = tidied(tmp_path)
+    everything = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    passing = ("tmp/export-1.parquet", "sealed/20261110/raw-1.new/samples.parquet", "import-1.new", "piece.csv")
+    for name in passing:
+        path = tmp_path / ".gpumon" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(100_000_000))
+    engine = Engine(settings_for(tmp_path), now=lambda: TODAY)
+    _fit(
+        tmp_path,
+        NAMES,
+        engine._csvlog,
+        everything,
+        TODAY.date(),
+        lambda work: work(),
+        nullcontext(),
+        NothingSealed(),
+    )
+    assert {path.name: path.stat().st_size for path in tmp_path.glob("gpu_metrics_*")} == before
+
+
+def test_a_full_disk_is_freed_by_the_retention_also_where_it_has_to_write_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, write = tmp_path / ".gpumon" / "reserve", manifest.replace_file
+
+    def as_on_a_full_disk(path: Path, data: bytes) -> None:
+        if reserve.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    with served(tmp_path, "UTC", sealed_days.NOW) as (client, engine):
+        sealed_days.filled(client, engine)
+        assert reserve.stat().st_size == 2**20
+        monkeypatch.setattr(manifest, "replace_file", as_on_a_full_disk)
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+        engine._policy = Policy(keep_days=1, max_bytes=0, compress_after_days=None)
+        engine.tidy_now()
+    assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261121.csv"]
+
+
 def test_today_is_never_deleted_for_space(tmp_path: Path) -> None:
     filled(tmp_path)
     assert list(tidied(tmp_path, max_disk_mb=0.000001)) == ["gpu_metrics_20261124.csv"]
@@ -85,7 +133,7 @@ def test_the_disk_is_left_without_temporary_files(tmp_path: Path, compress: bool
     filled(tmp_path)
     tidied(tmp_path, enable_file_compression=compress)
     left = {path.name for path in (tmp_path / ".gpumon").iterdir()}
-    assert left <= {"commits.log", "store.duckdb", "quarantine", "tmp"}
+    assert left <= {"commits.log", "store.duckdb", "quarantine", "tmp", "reserve"}
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
 
 
@@ -96,6 +144,9 @@ class NothingSealed:
         return None
 
     def awaits_accounts(self, _: date) -> bool:
+        return False
+
+    def is_leaving(self, _: date) -> bool:
         return False
 
     def drop_rows(self, day: date) -> None:

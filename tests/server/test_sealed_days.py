@@ -3,15 +3,17 @@ rows."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
 import pytest
 
@@ -19,9 +21,14 @@ from gpumon.server import arrivals as arrivals_module
 from gpumon.server import catchup as catchup_module
 from gpumon.server import manifest
 from gpumon.server import rolling as rolling_module
+from gpumon.server import sealer as sealer_module
+from gpumon.server import shelf as shelf_module
+from gpumon.server.database import DatabaseError
 from gpumon.server.engine import Engine
+from gpumon.server.sealing import worker
 from tests.samples import full_sample, pod
-from tests.server.test_sealed_answers import NEVER, Client, served
+from tests.server.test_sealed_answers import NEVER, Client, differences, served
+from tests.server.test_store import SEED, old_line
 
 DAYS = [date(2026, 11, 20), date(2026, 11, 21)]
 NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
@@ -40,16 +47,26 @@ def rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def few_rows() -> list[dict[str, Any]]:
+    """Of the last hour of the first day and the first of the second: quickly sealed."""
+    return rows()[138:150]
+
+
 def filled(client: Client, engine: Engine) -> None:
     assert client.post("/api/receive-data", json=rows()).status_code == 200
     sealed(engine)
 
 
-def sealed(engine: Engine) -> None:
+def with_first_day_sealed(client: Client, engine: Engine, posted: list[dict[str, Any]]) -> None:
+    assert client.post("/api/receive-data", json=posted).status_code == 200
+    sealed(engine, DAYS[:1])
+
+
+def sealed(engine: Engine, days: Sequence[date] = DAYS) -> None:
     engine.index.catchup.refresh()
-    for day in DAYS:
+    for day in days:
         engine.index.sealer.seal_rows(day, NEVER)
-    for day in DAYS:
+    for day in days:
         engine.index.sealer.seal_cells(day, NEVER)
 
 
@@ -72,6 +89,43 @@ def answers(client: Client) -> list[Any]:
     return [answer.json()["data"] for answer in asked]
 
 
+def figures(client: Client) -> tuple[int, float]:
+    """How many samples there are, and the GPU-hours of the first day."""
+    samples = client.post("/api/gpu/statistics", json={}).json()["data"]["samples"]
+    first_day = {"start": "2026-11-20", "end": "2026-11-20"}
+    return samples, client.get("/api/usage", params=first_day).json()["data"]["total"]["gpu_hours_allocated"]
+
+
+def answers_of_the_csv(data: Path, alone: Path) -> list[Any]:
+    """Those of a server that has nothing but the CSV files, in a folder of its own."""
+    alone.mkdir()
+    for there in data.glob("*.csv*"):
+        shutil.copy(there, alone)
+    with served(alone, "UTC", NOW) as (client, _):
+        return answers(client)
+
+
+def seal_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of its own for each job takes a second to start."""
+
+    def run_job(job: Any, _: object) -> Any:
+        wanted = worker._decode(json.dumps(job).encode())
+        return json.loads(msgspec.json.encode(worker.WORK[type(wanted)](wanted) | {"seconds": 0.0}))
+
+    monkeypatch.setattr(sealer_module, "run_job", run_job)
+
+
+def seal_what_is_due_weeks_later(engine: Engine) -> None:
+    engine.index.sealer._seal_after = timedelta()
+    engine.index.sealer._now = lambda: NOW + timedelta(days=17)
+    engine.index.settle()
+
+
+def late_row() -> dict[str, Any]:
+    """Of the first day, of a GPU that no other row is of."""
+    return rows()[140] | {"gpu_id": 1, "gpu_uuid": "GPU-1"}
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -82,13 +136,23 @@ def cut_short(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
 def folder_of(data: Path, day: date, kind: str) -> Path:
     (folder,) = (data / ".gpumon" / "sealed" / f"{day:%Y%m%d}").glob(f"{kind}-*")
     return folder
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("raw", "samples.parquet"), ("raw", "readings.parquet"), ("cells", "fine.parquet")]
+    ("kind", "name"),
+    [
+        ("raw", "samples.parquet"),
+        ("raw", "readings.parquet"),
+        ("raw", "latest.parquet"),
+        ("cells", "fine.parquet"),
+    ],
 )
 def test_a_flipped_byte_is_found_and_the_day_made_anew(tmp_path: Path, kind: str, name: str) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
@@ -528,3 +592,189 @@ def test_rebuild_makes_all_anew_and_tells_what_it_found(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
         assert list(engine.index.shelf.days) == DAYS
+
+
+@pytest.mark.parametrize("harm", [flip_a_byte, overwrite])
+def test_a_damaged_file_of_the_latest_rows_keeps_no_server_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
+) -> None:
+    seal_here(monkeypatch)
+    row = full_sample(timestamp="2026-11-22T02:00:00Z", sampled_at="2026-11-22T02:00:00Z")
+
+    def everything(client: Client) -> list[Any]:
+        gpus = [client.post(path, json={}).json()["data"] for path in ("/api/gpu/list", "/api/gpu/realtime")]
+        return [*answers(client), *gpus]
+
+    with served(tmp_path / "data", "UTC", NOW) as (client, engine):
+        with_first_day_sealed(client, engine, [*few_rows(), late_row()])
+    harm(folder_of(tmp_path / "data", DAYS[0], "raw") / "latest.parquet")
+    with served(tmp_path / "data", "UTC", NOW) as (client, engine):
+        assert engine.closed_because is None
+        assert client.post("/api/receive-data", json=row).status_code == 200
+        shutil.copytree(tmp_path / "data", tmp_path / "alone", ignore=shutil.ignore_patterns(".gpumon"))
+        with served(tmp_path / "alone", "UTC", NOW) as (alone, _):
+            wanted = everything(alone)
+        assert not list(differences(answers(client), wanted[:-2]))
+        engine.index.sealer._check(NEVER)
+        assert not list(differences(everything(client), wanted))
+        sealed(engine, DAYS[:1])
+        assert not list(differences(everything(client), wanted))
+        raw = folder_of(tmp_path / "data", DAYS[0], "raw")
+        assert manifest.fault(raw, manifest.read(raw, manifest.RawManifest).outputs) is None
+
+
+def test_a_late_row_of_a_day_whose_rows_are_gone_counts_beside_what_is_kept_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_here(monkeypatch)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        with_first_day_sealed(client, engine, few_rows()[:6])
+        samples, hours = figures(client)
+        for max_bytes in (1, 10**12):
+            engine._policy = type(engine._policy)(keep_days=0, max_bytes=max_bytes, compress_after_days=None)
+            engine.tidy_now()
+        engine.index.shelf.delete_retired(5)
+        assert not list(tmp_path.glob("*.csv"))
+        assert client.post("/api/receive-data", json=late_row()).status_code == 200
+        now = figures(client)
+        assert now[0] == samples + 1
+        assert now[1] >= hours
+        seal_what_is_due_weeks_later(engine)
+        assert figures(client) == now
+    for _ in range(2):
+        with served(tmp_path, "UTC", NOW) as (client, engine):
+            assert figures(client) == now
+            seal_what_is_due_weeks_later(engine)
+            assert figures(client) == now
+
+
+@pytest.mark.parametrize("begun", ["by a server that was killed", "by one that goes on"])
+def test_a_csv_file_that_can_not_be_deleted_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    seal_here(monkeypatch)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "gpu_metrics_20261120.csv":
+            raise PermissionError(13, "in use")
+        unlink(path, missing_ok=missing_ok)
+
+    row = full_sample(timestamp="2026-11-22T02:00:00Z", sampled_at="2026-11-22T02:00:00Z")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        with served(tmp_path, "UTC", NOW) as (client, engine):
+            with_first_day_sealed(client, engine, few_rows())
+            before = answers(client)
+            if begun == "by one that goes on":
+                without_rows(engine)
+                assert answers(client) == before
+        raw = folder_of(tmp_path, DAYS[0], "raw")
+        if begun == "by a server that was killed":
+            manifest.without_rows(raw, manifest.read(raw, manifest.RawManifest), deleting=True)
+        assert manifest.read(raw, manifest.RawManifest).deleting
+        with served(tmp_path, "UTC", NOW) as (client, engine):
+            assert engine.closed_because is None
+            assert answers(client) == before
+            assert client.post("/api/receive-data", json=row).status_code == 200
+            after = answers(client)
+    assert (tmp_path / "gpu_metrics_20261120.csv").exists()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        without_rows(engine)
+        assert not list(tmp_path.glob("*_20261120.csv"))
+        assert answers(client) == after
+
+
+def test_a_day_whose_accounts_a_late_row_made_out_of_date_keeps_them_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_here(monkeypatch)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        with_first_day_sealed(client, engine, rows()[130:141] + rows()[150:156])
+        assert client.post("/api/receive-data", json=late_row()).status_code == 200
+        before = figures(client)[1]
+        size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        engine._policy = type(engine._policy)(keep_days=0, max_bytes=size - 1, compress_after_days=None)
+        engine.tidy_now()
+        assert len(list(tmp_path.glob("gpu_metrics_*.csv"))) == 1
+        assert figures(client)[1] == before
+
+
+@pytest.mark.parametrize(("place", "at"), [(0, "2026-11-20T23:33:00Z"), (1, "2026-11-21T00:00:01Z")])
+def test_rows_that_nobody_had_looked_at_before_their_day_was_sealed_count_in_all_rollups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, at: str
+) -> None:
+    """The second stands for ten minutes of the day before as well."""
+    seal_here(monkeypatch)
+    unseen = rows()[144] | {"timestamp": at, "sampled_at": at, "utilization_gpu": 77.0}
+    unseen["pods"] = [pod(utilization=77.0, pod="other")]
+    with served(tmp_path / "data", "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=few_rows()).status_code == 200
+        sealed(engine)
+        engine._upkeep.stop(10)
+        assert client.post("/api/receive-data", json=unseen).status_code == 200
+        engine.index.sealer.seal_rows(DAYS[place], NEVER)
+        wanted = answers_of_the_csv(tmp_path / "data", tmp_path / "alone")
+        assert not list(differences(answers(client), wanted))
+    with served(tmp_path / "data", "UTC", NOW) as (client, _):
+        assert not list(differences(answers(client), wanted))
+
+
+def test_a_day_that_was_sealed_again_without_new_rows_keeps_its_accounts_when_its_rows_and_the_store_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_here(monkeypatch)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        with_first_day_sealed(client, engine, few_rows()[:6])
+        before = answers(client)
+        header = (tmp_path / "gpu_metrics_20261120.csv").read_bytes().splitlines(keepends=True)[0]
+        (tmp_path / "gpu_metrics_20261120.001.csv").write_bytes(header)
+        engine.index.catchup.refresh()
+        seal_what_is_due_weeks_later(engine)
+        assert engine.index.shelf.is_sealed(DAYS[0], "gpu_metrics_20261120.001.csv")
+        without_rows(engine)
+        assert answers(client) == before
+    (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert not list(differences(answers(client), before))
+
+
+def test_a_day_that_can_not_be_taken_in_leaves_one_folder_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_here(monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise DatabaseError(duckdb.OutOfMemoryException("Out of Memory Error: could not allocate"))
+
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=few_rows()).status_code == 200
+        before = answers(client)
+        with monkeypatch.context() as patched:
+            patched.setattr(shelf_module, "put_in", fail)
+            for _ in range(3):
+                with pytest.raises(DatabaseError):
+                    engine.index.sealer.seal_rows(DAYS[0], NEVER)
+        engine.index.shelf.delete_retired(5)
+        folder = tmp_path / ".gpumon" / "sealed" / "20261120"
+        assert len(list(folder.glob("raw-*"))) <= 1
+        assert answers(client) == before
+        sealed(engine, DAYS[:1])
+        assert not list(differences(answers(client), before))
+
+
+def test_a_row_years_off_makes_no_hour_out_of_date_in_which_there_is_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_here(monkeypatch)
+    file = tmp_path / "gpu_metrics_20261119.csv"
+    lines = [SEED, old_line(10).replace("2026-11-24", "2026-11-19"), old_line(10).replace("2026-11", "2024-11")]
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        file.write_text("\n".join(lines) + "\n")
+        engine.index.catchup.refresh()
+        engine.index.sealer.seal_rows(date(2026, 11, 19), NEVER)
+        file.write_text("\n".join([*lines, lines[1].replace(",0,", ",1,", 1)]) + "\n")
+        engine.index.catchup.refresh()
+        assert figures(client)[0] == 3
+        assert len(engine.index.touched.hours) < 200

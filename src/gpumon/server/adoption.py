@@ -120,8 +120,12 @@ class Adoption:
             self._shelf.remove_cells(day)
 
     def _end_deleting(self, there: Found) -> RawManifest:
-        for name in [file.name for file in there.raw.files]:
-            (self._folder / name).unlink(missing_ok=True)
-        for name in manifest.RAW_ROWS:
-            (there.folder / name).unlink(missing_ok=True)
-        return manifest.without_rows(there.folder, there.raw, deleting=False)
+        try:
+            for name in [file.name for file in there.raw.files]:
+                (self._folder / name).unlink(missing_ok=True)
+            for name in manifest.RAW_ROWS:
+                (there.folder / name).unlink(missing_ok=True)
+            return manifest.without_rows(there.folder, there.raw, deleting=False)
+        except OSError as error:  # retention tries again
+            log.warning("deletion_not_ended day=%s error=%s", there.raw.day, error)
+            return there.raw

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,20 @@ _KEPT_SECONDS: Final = 600.0
 again."""
 
 
+_AGAIN_SECONDS: Final = 600.0
+"""After so long a file that could not be read is tried again, also where it looks the same: a disk may have been
+mended."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Why a file is left out, what it looked like then (None where it was gone), and when (`time.monotonic`)."""
+
+    state: tuple[int, int, int] | None
+    reason: str
+    at: float = field(default_factory=time.monotonic)
+
+
 class CatchUp:
     """Keeps one store up with one folder. `refresh` may come from any thread."""
 
@@ -56,6 +71,7 @@ class CatchUp:
         folder: Path,
         names: FileNames,
         committed_sizes: Callable[[], dict[str, int]],
+        wrote: Callable[[str, int], bool],
         take_replaced: Callable[[], set[str]],
         may_defer: Callable[[date], bool],
     ) -> None:
@@ -66,18 +82,23 @@ class CatchUp:
         self._folder = folder
         self._names = names
         self._committed_sizes = committed_sizes
+        self._wrote = wrote
         self._take_replaced = take_replaced
         self._may_defer = may_defer
         self._replaced: set[str] = set()
         self._lock = threading.RLock()
-        self._unreadable: dict[str, tuple[int, int]] = {}
+        self._left_out: dict[str, LeftOut] = {}
         self._wanted = False
         self._pace = Pace()
         self._unkept_bytes = 0
         self._kept_at = time.monotonic()
         self.complete = threading.Event()
-        self.unreadable: dict[str, str] = {}
         self.behind: str | None = None
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """The files that can't be read, and are left out, each with the reason; from any thread."""
+        return {name: left_out.reason for name, left_out in self._left_out.copy().items()}
 
     def open(self) -> None:
         """Opens the store, whose lock keeps another server away. Raises StorageError."""
@@ -110,7 +131,7 @@ class CatchUp:
         try:
             if self._wanted:
                 self._refresh()
-                if not self._shelf.deferred:
+                if self.behind is None and not self._shelf.deferred:
                     self.complete.set()
         finally:
             self._lock.release()
@@ -132,9 +153,10 @@ class CatchUp:
             entries = self._folder.stat().st_mtime_ns
         except OSError:
             return None
-        unsealed = (name for name, known in self._shelf.files.copy().items() if not known.sealed)
-        others = [*unsealed, *self._unreadable.copy()]
-        states = {name: seen(self._folder / name) for name in others}
+        states: dict[str, object] = {
+            name: seen(self._folder / name) for name, known in self._shelf.files.copy().items() if not known.sealed
+        }
+        states |= {name: _state(self._folder / name) for name in self._left_out.copy()}
         return entries, self._committed_sizes(), self._shelf.removals, self._shelf.deferred.copy(), states
 
     def _refresh(self) -> None:
@@ -179,12 +201,17 @@ class CatchUp:
         for path in self._folder.iterdir():
             day_file = self._names.parse(path.name)
             there = None if day_file is None else seen(path)
-            if day_file is not None and there is not None:
+            if day_file is not None and there is not None and not self._shelf.is_leaving(path.name, day_file.day):
                 found[path.name] = (day_file, *there)
         # After the look at the folder: see OpenParts._begin. All at one moment, so that of a commit to several
         # files everything is loaded or nothing.
         committed = self._committed_sizes()
         self._replaced |= self._take_replaced()
+        for name, (day_file, size, _) in found.items():
+            if name not in committed and self._shelf.is_back(name, day_file.day, size):
+                self._shelf.remove(day_file.day, reason=f"{name} is back")
+        for name in self._left_out.keys() - found.keys():
+            del self._left_out[name]
         for name in (self._shelf.files.keys() - found.keys()) | self._replaced:
             self._forget(name)
             self._replaced.discard(name)
@@ -193,7 +220,7 @@ class CatchUp:
             missing = [
                 stretch
                 for name, (day_file, size, mtime) in sorted(found.items())
-                if self._unreadable.get(name) != (size, mtime)
+                if not self._is_left_out(name)
                 and (stretch := self._missing(name, day_file, size, mtime, committed.get(name))) is not None
             ]
             if removals == self._shelf.removals:
@@ -206,6 +233,16 @@ class CatchUp:
         else:
             for stretch in wanted:
                 self._load([stretch])
+
+    def _is_left_out(self, name: str) -> bool:
+        """Whether a file could not be read, and is as it was then; after a while it is tried all the same."""
+        left_out = self._left_out.get(name)
+        if left_out is None:
+            return False
+        if left_out.state == _state(self._folder / name) and time.monotonic() < left_out.at + _AGAIN_SECONDS:
+            return True
+        del self._left_out[name]
+        return False
 
     def _without_deferred(self, wanted: Iterable[Stretch]) -> list[Stretch]:
         """Leaves the files of days that are over, and of which nothing is loaded, to be sealed as they are."""
@@ -240,25 +277,30 @@ class CatchUp:
                 return None
             self._forget(name)
             return Stretch(name, day_file, 0, size, mtime)
-        if known.size > committed:
+        if known.size == committed and mtime != known.mtime_ns and size <= committed:
+            if size == committed and self._wrote(name, mtime):
+                self._shelf.note(name, Known(size, mtime, known.lines, known.sealed))
+            else:
+                self._forget(name)  # somebody edited it
+                known = Known(0, 0, 0, sealed=False)
+        elif known.size > committed:
             self._forget(name)
             known = Known(0, 0, 0, sealed=False)
         if known.size < committed:
             return Stretch(name, day_file, known.size, committed, mtime, known.lines, known.sealed)
-        if mtime != known.mtime_ns and size == committed:
-            self._shelf.note(name, Known(size, mtime, known.lines, known.sealed))
         return None
 
     def _load(self, wanted: Sequence[Stretch]) -> None:
         read: list[Stretch] = []
         for stretch in wanted:
+            state = _state(self._folder / stretch.name)
             try:
                 read.append(self._arrivals.read(stretch, len(read)))
             except (*UNREADABLE, DatabaseError) as error:
                 if isinstance(error, DatabaseError) and not error.about_input:
                     raise
-                self._unreadable[stretch.name] = (stretch.end, stretch.mtime_ns)
-                self.unreadable[stretch.name] = str(error) or type(error).__name__
+                reason = str(error) or type(error).__name__
+                self._left_out[stretch.name] = LeftOut(state, reason)
                 log.error("csv_file_left_out file=%s error=%r", stretch.name, error)
         if not read:
             return
@@ -304,3 +346,12 @@ class CatchUp:
         self._shelf.forget(name)
         if table is SAMPLES:
             self._store.remember_latest()
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Size and times (ns) of a file; unlike the other, that of its last change knows of new rights."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

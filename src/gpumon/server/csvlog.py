@@ -42,8 +42,8 @@ SplitMode = Literal["daily", "size", "hourly"]
 
 
 class CsvLog:
-    """Owned by the one writer thread. `committed`, `committed_sizes` and `take_replaced` may be called from
-    elsewhere."""
+    """Owned by the one writer thread. `committed`, `committed_sizes`, `wrote` and `take_replaced` may be called
+    from elsewhere."""
 
     def __init__(
         self,
@@ -71,7 +71,8 @@ class CsvLog:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / ".gpumon" / "quarantine").mkdir(parents=True, exist_ok=True)
-            for left in (self._folder / ".gpumon").glob("*.new"):
+            state = self._folder / ".gpumon"
+            for left in (*state.glob("*.new"), *(state / "quarantine").glob("*.new")):
                 left.unlink()  # a file that was being written aside when the server was killed
             finish_compressions(self._folder, self._names)
             self._journal.open()
@@ -99,10 +100,11 @@ class CsvLog:
                 append_fully(part.file, data, at=part.size)
                 part.size += len(data)
                 part.unsynced = True
+                self._parts.note_written(day_file)
             if self._sync_each_commit:
                 self._parts.sync()  # when all is written, so that one turn of the disk may serve several
             self._journal.commit(
-                {self._name(day_file): self._parts.get(day_file).size for day_file in touched},
+                {self._name(day_file): self._parts.size(day_file) for day_file in touched},
                 batches,
                 sync=self._sync_each_commit,
             )
@@ -142,6 +144,10 @@ class CsvLog:
         several files either all of it is counted or nothing. Files that gpumon did not write are not in it."""
         return dict(self._journal.sizes)
 
+    def wrote(self, name: str, mtime_ns: int) -> bool:
+        """Whether a file got its modification time by a write of this run, one of the last few."""
+        return self._parts.wrote(name, mtime_ns)
+
     def take_replaced(self) -> set[str]:
         """The names, since the last call, of files that were deleted under gpumon and begun anew."""
         return self._parts.take_replaced()
@@ -176,8 +182,8 @@ class CsvLog:
     def _file_for(self, table: Table, day: date, hour: int) -> DayFile:
         slot = (table, day, hour if self._split == "hourly" else 0)
         current = self._current.get(slot)
-        if current is None:
-            current = self._current[slot] = self._usable(DayFile(table, day, slot[2]))
+        if current is None or not self._parts.goes_on(current):
+            current = self._current[slot] = self._usable(current or DayFile(table, day, slot[2]))
         elif self._split == "size" and self._parts.size(current) >= self._max_file_bytes:
             current = self._current[slot] = self._usable(DayFile(table, day, current.part + 1))
         return current
@@ -198,14 +204,22 @@ class CsvLog:
             return True
         if self._split == "size" and path.stat().st_size >= self._max_file_bytes:
             return False
-        return path.is_file() and (path.stat().st_size == 0 or is_ours(path, day_file.table))
+        try:
+            return path.is_file() and (path.stat().st_size == 0 or is_ours(path, day_file.table))
+        except OSError as error:
+            log.warning("csv_file_not_looked_at file=%s error=%s", path.name, error)
+            return False
 
     def _name(self, day_file: DayFile) -> str:
         return self._names.of(day_file)
 
     def _heal(self, path: Path, table: Table) -> None:
         committed = self._journal.sizes.get(path.name)
-        if committed is None and not is_ours(path, table):
+        try:
+            if committed is None and not is_ours(path, table):
+                return
+        except OSError as error:
+            log.warning("csv_file_not_looked_at file=%s error=%s", path.name, error)
             return
         unacknowledged_from = committed if not self._journal.clean else None
         kept = heal(path, unacknowledged_from, self._folder / ".gpumon" / "quarantine", worthless=table.header)

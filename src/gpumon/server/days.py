@@ -52,7 +52,8 @@ class FileNames:
     def of(self, file: DayFile) -> str:
         """The name of a day's file."""
         part = f".{file.part:03d}" if file.part else ""
-        return f"{self._prefixes[file.table]}_{file.day:%Y%m%d}{part}.csv{'.gz' if file.compressed else ''}"
+        day = f"{file.day.year:04d}{file.day:%m%d}"  # %Y does not fill up years before 1000
+        return f"{self._prefixes[file.table]}_{day}{part}.csv{'.gz' if file.compressed else ''}"
 
     def parse(self, name: str) -> DayFile | None:
         """The day's file that a name stands for; None for any other name."""

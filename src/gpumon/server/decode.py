@@ -2,11 +2,14 @@
 
 The whole body is decoded in one typed pass; only when that fails is it taken piece by piece, so that all good
 samples are kept, and of a good sample all good entries of `pods` and labels. What is bad is reported with its
-place.
+place. A lone surrogate in a text becomes U+FFFD, the sign for what could not be read. A very long integer is
+refused by its field; in an unknown field it is ignored like any other value.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +26,18 @@ MAX_OBJECTS = 200_000
 """A small gzip body can unpack to millions of empty objects or lists, which would hold the server up for
 seconds. Full ones fill the largest usual body, 16 MB, long before: a pod with two labels takes some 400
 bytes."""
+MAX_VALUES = 1_200_000
+"""The same for a body that only Python's slower decoder can read. Counted by its commas, of which a body of 16 MB
+has a million."""
+MAX_DIGITS = 30
+"""Of a longer integer only the first ones are read: no field allows more than 19, and Python converts no more
+than some thousands."""
 
 _decode_list = msgspec.json.Decoder(list[GpuSample]).decode
 _decode_one = msgspec.json.Decoder(GpuSample).decode
 _decode_anything = msgspec.json.Decoder(float_hook=float).decode  # 1e999 is inf here, and then out of bounds
-_PARTS = ("pods", "node_labels")
 _SHOWN_KEY = 80
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,42 +93,77 @@ def decode(body: bytes, faults: Faults) -> list[tuple[int, Any]]:
     if len(body) > MAX_OBJECTS and body.count(b"{") + body.count(b"[") > MAX_OBJECTS:
         raise BadBody(f"the body holds more than {MAX_OBJECTS} objects and lists; send fewer at once", status=413)
     try:
-        try:
-            if body.lstrip()[:1] == b"{":
-                return [(0, _decode_one(body))]
-            samples = _decode_list(body)
-        except msgspec.ValidationError:
-            return _one_by_one(body, faults)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if not body.strip():
-            raise BadBody("the body is empty; send one sample object, or a list of them, as JSON") from error
-        if isinstance(error, RecursionError):
-            raise BadBody("the body is nested too deeply; send a list of plain sample objects") from error
-        raise BadBody(
-            f"the body is not valid JSON in UTF-8: {error} (NaN and Infinity are not JSON; send null instead)"
-        ) from error
+        if body.lstrip()[:1] == b"{":
+            return [(0, _decode_one(body))]
+        samples = _decode_list(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _one_by_one(_entries(body), faults)
     if not samples:
         raise BadBody("the list is empty; send at least one sample")
     return list(enumerate(samples))
 
 
-def _one_by_one(body: bytes, faults: Faults) -> list[tuple[int, Any]]:
-    raw = _decode_anything(body)
-    samples = raw if isinstance(raw, list) else [raw]
-    if not all(isinstance(sample, dict) for sample in samples):
+def _entries(body: bytes) -> list[Any]:
+    """What the body lists, or the one object that it is, of no type yet. Raises BadBody."""
+    if not body.strip():
+        raise BadBody("the body is empty; send one sample object, or a list of them, as JSON")
+    try:
+        raw = _decode_untyped(body)
+    except RecursionError as error:
+        raise BadBody("the body is nested too deeply; send a list of plain sample objects") from error
+    if not isinstance(raw, list | dict):
         raise BadBody("send one sample object, or a list of sample objects")
-    good: list[tuple[int, Any]] = []
-    for index, sample in enumerate(samples):
-        device = {name: value for name, value in sample.items() if name not in _PARTS}
-        try:
-            decoded = msgspec.convert(_whole_numbers(device, BY_NAME), GpuSample)
-        except msgspec.ValidationError as error:
-            faults.refuse(index, *_explained(error, BY_NAME, faults))
-            continue
-        pods = _good_pods(index, sample.get("pods"), faults)
-        labels = _good_labels(index, ["node_labels"], sample.get("node_labels"), faults)
-        good.append((index, msgspec.structs.replace(decoded, pods=pods, node_labels=labels)))
-    return good
+    entries = raw if isinstance(raw, list) else [raw]
+    if len(entries) > MAX_OBJECTS:
+        raise BadBody(f"the list has more than {MAX_OBJECTS} entries; send fewer at once", status=413)
+    return entries
+
+
+def _decode_untyped(body: bytes) -> Any:
+    """Any JSON. Raises BadBody when it is none, RecursionError when it is nested too deeply."""
+    try:
+        return _decode_anything(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _decode_leniently(body)
+
+
+def _decode_leniently(body: bytes) -> Any:
+    """Like `_decode_untyped`, also where msgspec reads no further: lone surrogates, which stay in the texts, and
+    integers of thousands of digits."""
+    if body.count(b",") > MAX_VALUES:
+        raise BadBody(f"the body holds more than {MAX_VALUES} values; send fewer at once", status=413)
+    try:
+        return json.loads(body.decode(), parse_int=_integer, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise BadBody(f"the body is not valid JSON in UTF-8: {error}") from error
+
+
+def _integer(digits: str) -> int:
+    return int(digits[:MAX_DIGITS])
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON; send null instead")
+
+
+def _one_by_one(entries: list[Any], faults: Faults) -> list[tuple[int, Any]]:
+    decoded = ((index, _good_sample(index, entry, faults)) for index, entry in enumerate(entries))
+    return [(index, sample) for index, sample in decoded if sample is not None]
+
+
+def _good_sample(index: int, raw: Any, faults: Faults) -> Any:
+    """An entry of the list without its bad parts; None when it is bad itself."""
+    if not isinstance(raw, dict):
+        faults.refuse(index, [], "must be a sample object; leave the entry out where there is no sample")
+        return None
+    try:
+        sample = msgspec.convert(_known(raw, BY_NAME), GpuSample)
+    except msgspec.ValidationError as error:
+        faults.refuse(index, *_explained(error, BY_NAME, faults))
+        return None
+    pods = _good_pods(index, raw.get("pods"), faults)
+    labels = _good_labels(index, ["node_labels"], raw.get("node_labels"), faults)
+    return msgspec.structs.replace(sample, pods=pods, node_labels=labels)
 
 
 def _good_pods(index: int, raw: Any, faults: Faults) -> list[Any] | None:
@@ -140,8 +184,7 @@ def _good_pod(index: int, place: str, raw: Any, faults: Faults) -> Any:
         faults.leave_out(index, ["pods", place], "must be an object")
         return None
     try:
-        use = {name: value for name, value in raw.items() if name != "labels"}
-        pod = msgspec.convert(_whole_numbers(use, USE_BY_NAME), PodUse)
+        pod = msgspec.convert(_known(raw, USE_BY_NAME), PodUse)
     except msgspec.ValidationError as error:
         loc, fault = _explained(error, USE_BY_NAME, faults)
         faults.leave_out(index, ["pods", place, *loc], fault)
@@ -157,7 +200,7 @@ def _good_labels(index: int, loc: list[str], raw: Any, faults: Faults) -> dict[s
         faults.leave_out(index, loc, "must be an object of labels and their values")
         return None
     good: dict[str, str] = {}
-    for label, value in raw.items():
+    for label, value in ((_readable(key), _readable(text)) for key, text in raw.items()):
         try:
             msgspec.convert({"labels": {label: value}}, PodUse)
         except msgspec.ValidationError as error:
@@ -178,11 +221,20 @@ def _explained(error: msgspec.ValidationError, fields: dict[str, Field], faults:
     return [name] if name else [], fault
 
 
-def _whole_numbers(raw: dict[str, Any], fields: dict[str, Field]) -> dict[str, Any]:
+def _known(raw: dict[str, Any], fields: dict[str, Field]) -> dict[str, Any]:
+    """What the object says of these fields, in its own order."""
+    return {name: _mended(value, fields[name]) for name, value in raw.items() if name in fields}
+
+
+def _mended(value: Any, of: Field) -> Any:
     """81559.0 is a whole number: clients that divide before they round send it for an int."""
-    return {
-        name: int(value)
-        if isinstance(value, float) and value.is_integer() and name in fields and fields[name].kind == "int"
-        else value
-        for name, value in raw.items()
-    }
+    if isinstance(value, float) and value.is_integer() and of.kind == "int":
+        return int(value)
+    return _readable(value)
+
+
+def _readable(value: Any) -> Any:
+    """A text with U+FFFD for each lone surrogate, which UTF-8 can't hold; anything else as it is."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)

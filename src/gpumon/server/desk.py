@@ -39,9 +39,9 @@ class Desk:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Place]:
         """One snapshot for several statements. Raises QueryError."""
-        reach = self._touched.reach  # before the snapshot: what comes later reaches no further into it
         with self._store.reading(bounded=True) as reading:
-            yield Place(self._store, reading, reach)
+            # After the snapshot has begun: it is noted before a load's end how far that load's rows reach.
+            yield Place(self._store, reading, self._touched.reach)
 
 
 class Place:

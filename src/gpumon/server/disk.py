@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+_RESERVE_BYTES = 2**20
 _TOO_MANY_OPEN = (
     "too many files and connections are open; raise the limit of open files (ulimit -n, LimitNOFILE of systemd), "
     "and see who has so many connections to the server"
@@ -70,6 +73,27 @@ def try_to_write(folder: Path) -> None:
     trial = folder / "trial.new"
     trial.touch()
     trial.unlink(missing_ok=True)
+
+
+def keep_reserve(state: Path) -> None:
+    """Keeps some room in a file, for when the disk is full: who deletes has to write first what it deletes. Where
+    there is little room, there is none to keep."""
+    path = state / "reserve"
+    if path.exists() or _is_short(state):
+        return
+    with contextlib.suppress(OSError):
+        replace_file(path, os.urandom(_RESERVE_BYTES))  # there are file systems that keep no zeros
+
+
+def use_reserve(state: Path) -> None:
+    """Gives that room away, if it is needed."""
+    with contextlib.suppress(OSError):
+        if _is_short(state):
+            (state / "reserve").unlink(missing_ok=True)
+
+
+def _is_short(state: Path) -> bool:
+    return shutil.disk_usage(state).free < 2 * _RESERVE_BYTES
 
 
 def cannot_write(error: OSError, folder: Path) -> str:

@@ -24,6 +24,7 @@ from gpumon.server.csvlog import CsvLog
 from gpumon.server.dayfiles import DayFiles
 from gpumon.server.days import FileNames, zone_named
 from gpumon.server.desk import Desk
+from gpumon.server.disk import keep_reserve, use_reserve
 from gpumon.server.exporting import Exports
 from gpumon.server.index import Index
 from gpumon.server.ingest import Ingest
@@ -96,6 +97,7 @@ class Engine:
             self._zone,
             now,
             committed_sizes=self._csvlog.committed_sizes,
+            wrote=self._csvlog.wrote,
             take_replaced=self._csvlog.take_replaced,
         )
         self._ingest = Ingest(
@@ -170,7 +172,9 @@ class Engine:
     def not_ready_because(self) -> str | None:
         """Why queries can't be answered; None when they can."""
         if self.closed_because is None and not self.index.catchup.complete.is_set():
-            return "the server is loading the CSV files; samples are stored meanwhile"
+            behind = self.index.catchup.behind
+            told = "" if behind is None else f", but can't go on: {behind}"
+            return f"the server is loading the CSV files{told}; samples are stored meanwhile"
         return self.closed_because
 
     def counts(self) -> Counts:
@@ -230,12 +234,13 @@ class Engine:
             raise QueryError(self.not_ready_because, status=503)
 
     def _try_to_open(self) -> None:
+        use_reserve(self._folder / ".gpumon")
         try:
             self.index.catchup.open()  # first, because its lock says that no other server is at the files
             self._csvlog.open()
             self.index.catchup.begin()
             self._exports.clean()
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             if str(error) != self.closed_because:
                 log.error("storage_not_open reason=%s retry_in=%gs", error, REOPEN_SECONDS)
             self.closed_because = str(error)
@@ -244,6 +249,7 @@ class Engine:
         self._ingest.start()
         self.closed_because = None
         self._announce_deletions()
+        keep_reserve(self._folder / ".gpumon")
         log.info("storage_open folder=%s zone=%s", self._folder.resolve(), self._zone.key)
 
     def _keep_up(self, stopping: threading.Event) -> None:

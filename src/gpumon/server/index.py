@@ -46,8 +46,9 @@ class Contents:
 
 
 class Index:
-    """That of one data folder, of which `committed_sizes` are the lengths of the files that the server writes, and
-    `take_replaced` the names of those that it has replaced since the last call."""
+    """That of one data folder, of which `committed_sizes` are the lengths of the files that the server writes,
+    `wrote` whether a file is as old as it made it, and `take_replaced` the names of those that it has replaced
+    since the last call."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Index:
         zone: ZoneInfo,
         now: Now,
         committed_sizes: Callable[[], dict[str, int]],
+        wrote: Callable[[str, int], bool],
         take_replaced: Callable[[], set[str]],
     ) -> None:
         performance, limits = settings.performance, settings.limits
@@ -84,6 +86,7 @@ class Index:
             folder,
             names,
             committed_sizes,
+            wrote,
             take_replaced,
             self._may_defer,
         )

@@ -130,13 +130,13 @@ class Ingest:
             group = self._next_group(stopping)
             if group:
                 self._write(group)
-            elif self._works:
-                self._work()
-                continue
-            elif stopping.is_set():
-                return
-            elif time.monotonic() >= self._next_probe:
-                self._probe()
+            if self._works:
+                self._work()  # one after each group: with many senders there is always a next one
+            elif not group:
+                if stopping.is_set():
+                    return
+                if time.monotonic() >= self._next_probe:
+                    self._probe()
             self._sync_when_due()
 
     def _next_group(self, stopping: threading.Event) -> list[_Waiting]:
@@ -186,8 +186,8 @@ class Ingest:
         try:
             if rows or fresh:
                 self._csvlog.append(rows, list(fresh), labels)
-            self._note_trouble(None)
-            self._next_probe = time.monotonic() + _PROBE_SECONDS
+                self._note_trouble(None)
+                self._next_probe = time.monotonic() + _PROBE_SECONDS
         except StorageError as failure:
             error = failure
             self._note_trouble(str(failure))

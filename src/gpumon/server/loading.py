@@ -7,10 +7,11 @@ told of by its number (see `damage`); the others are served.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
@@ -25,9 +26,15 @@ from gpumon.server.tables import Table
 Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 """Runs SQL with parameters and gives its rows; raises DatabaseError."""
 
-UNREADABLE: Final = (EOFError, zlib.error, csv.Error, gzip.BadGzipFile, PermissionError)
-"""What is raised, beside DatabaseError, where a file is not what its name says, or not ours to read."""
 
+class UnreadableSource(Exception):
+    """The operating system does not give a CSV file's bytes; the text says why."""
+
+
+UNREADABLE: Final = (EOFError, zlib.error, csv.Error, gzip.BadGzipFile, UnreadableSource)
+"""What is raised, beside DatabaseError, where a file is not what its name says, or can't be read."""
+
+_BLOCK: Final = 1 << 20
 _LINE: Final = "line\n"
 """The column of line numbers where there is one. No header has a name with a line break."""
 
@@ -35,7 +42,7 @@ _LINE: Final = "line\n"
 def read_header(path: Path, table: Table) -> list[str]:
     """The names of a file's columns. The beginning of the catalogue stands for all of it, because newer rows may
     follow an older header. An empty name, or one that comes twice, gets a name that means nothing."""
-    with open_csv(path) as file:
+    with reading(path), open_csv(path) as file:
         line = file.readline().decode("utf-8-sig", errors="replace")
     names = next(csv.reader([line.rstrip("\r\n")]), [])
     if tuple(names) == table.columns[: len(names)]:
@@ -46,6 +53,35 @@ def read_header(path: Path, table: Table) -> list[str]:
             names[place] = f"unnamed {place}"
         seen.add(names[place].lower())
     return names
+
+
+def can_be_read_again(path: Path, reason: str) -> bool:
+    """Whether the operating system gives a file now that it refused for a reason, the text of an
+    UnreadableSource."""
+    if not reason.startswith(_refused(path)):
+        return False
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError:
+        return False
+    return True
+
+
+def _refused(path: Path) -> str:
+    return f"{path.name} can't be read ("
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the operating system refuses inside is that file's fault: raises UnreadableSource, but for one that is
+    gone."""
+    try:
+        yield
+    except (FileNotFoundError, gzip.BadGzipFile):
+        raise
+    except OSError as error:
+        raise UnreadableSource(f"{_refused(path)}{error.strerror or error})") from error
 
 
 def open_csv(path: Path) -> BinaryIO:
@@ -125,21 +161,25 @@ def insert_lines(
 def copy_lines(path: Path, target: Path, start: int, end: int) -> int:
     """Copies the lines of a byte range without the header; gives their number."""
     lines = 0
-    with open_csv(path) as source, target.open("wb") as piece:
+    last = b"\n"
+    with target.open("wb") as piece:
+        for block in _blocks(path, start, end):
+            lines += block.count(b"\n")
+            last = block
+            piece.write(block)
+    return lines if last.endswith(b"\n") else lines + 1
+
+
+def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
+    with reading(path), open_csv(path) as source:
         if start == 0:
             start = len(source.readline())
         source.seek(start)
         left = end - start if path.suffix != ".gz" else None
-        last = b"\n"
-        while block := source.read(1 << 20 if left is None else min(1 << 20, left)):
-            lines += block.count(b"\n")
-            last = block
-            piece.write(block)
+        while block := source.read(_BLOCK if left is None else min(_BLOCK, left)):
+            yield block
             if left is not None:
                 left -= len(block)
-        if not last.endswith(b"\n"):
-            lines += 1
-    return lines
 
 
 def _rows(
@@ -149,7 +189,7 @@ def _rows(
     fields = day_file.table.fields
     kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in fields} | {_LINE: "BIGINT"}
     types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
-    local = 'TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"'
+    local = _plausible('TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"')
     to_utc, parameters = _local_to_utc(local, day_file, zone)
     cells = [_cell(field, columns, local, to_utc, tolerant=tolerant) for field in fields]
     if _LINE in columns:
@@ -203,12 +243,19 @@ def _cell(field: Field, columns: list[str], local: str, to_utc: str, *, tolerant
         case "timestamp", _:
             value = f"date_trunc('second', {local})"
         case "sampled_at", _:
-            value = f"coalesce({cast}, {to_utc})"
+            value = f"coalesce({_plausible(cast)}, {to_utc})"
         case _, "float":
             value = f"CASE WHEN isfinite({cast}) THEN {cast} END"
         case _:
             value = cast
     return f"{value} AS {field.name}"
+
+
+def _plausible(instant: str) -> str:
+    """SQL for a time that can be reckoned with; NULL for any other, as `infinity` and the year 9999 are."""
+    return (
+        f"CASE WHEN {instant} >= TIMESTAMP '1970-01-02' AND {instant} < TIMESTAMP '2200-01-01' THEN {instant} END"
+    )
 
 
 def _local_to_utc(local: str, day_file: DayFile, zone: ZoneInfo) -> tuple[str, list[Any]]:

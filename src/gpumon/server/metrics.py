@@ -76,7 +76,6 @@ class _EngineFigures(Collector):
             ("gpumon_server_commits", "Groups written and synced since the start.", counts.groups),
             ("gpumon_server_batches_duplicate", "Batches that had been stored before.", counts.duplicates),
             ("gpumon_server_csv_lines_damaged", "Lines of CSV files left out as damaged.", counts.damaged_lines),
-            ("gpumon_server_csv_files_unreadable", "CSV files left out as unreadable.", counts.unreadable_files),
             ("gpumon_server_sealing_failures", "Days that could not be sealed.", counts.sealing_failures),
             ("gpumon_server_sealed_days_damaged", "Sealed days that were damaged.", counts.damaged_days),
         ):
@@ -84,6 +83,7 @@ class _EngineFigures(Collector):
         for name, help_text, value in (
             ("gpumon_server_queue_batches", "Batches that wait for the disk.", counts.waiting_batches),
             ("gpumon_server_queue_rows", "Samples that wait for the disk.", counts.waiting_rows),
+            ("gpumon_server_csv_files_unreadable", "CSV files left out as unreadable.", counts.unreadable_files),
             ("gpumon_server_days_sealed", "Days that are sealed.", counts.sealed_days),
             (
                 "gpumon_server_days_being_sealed",

@@ -1,7 +1,8 @@
 """The CSV files that are open for appending: each with the length up to which it is whole.
 
-A file may be deleted or appended to by somebody else at any time; that is found out before each append, so that
-nothing is written where nobody looks, and nobody's bytes are cut as a tail of ours.
+A file may be deleted, replaced or appended to by somebody else at any time; that is found out before each append,
+so that nothing is written where nobody looks, no row is glued to a line without an end, and nobody's bytes are cut
+as a tail of ours.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from gpumon.server.tables import Table
 log = logging.getLogger(__name__)
 
 _OPEN_FILES = 24
+_TIMES = 256
+"""Of writes to a file: more than there are between a look at it and the question whose its time is."""
 
 
 @dataclass(slots=True)
@@ -38,7 +41,7 @@ class Part:
 
 
 class OpenParts:
-    """Owned by the writer's thread; `take_replaced` may be called from elsewhere."""
+    """Owned by the writer's thread; `take_replaced` and `wrote` may be called from elsewhere."""
 
     def __init__(self, folder: Path, names: FileNames, journal: Journal) -> None:
         self._folder = folder
@@ -47,23 +50,39 @@ class OpenParts:
         self._open: dict[DayFile, Part] = {}
         self._torn: dict[DayFile, int] = {}
         self._replaced: deque[str] = deque()
+        self._written_at: dict[str, deque[int]] = {}
 
     def get(self, day_file: DayFile) -> Part:
         """The file, ready to be appended to at `size`; begun with the header when it is new. Raises OSError."""
-        part = self._open.pop(day_file, None)
-        if part is not None:
-            now = os.fstat(part.file.fileno())
-            if now.st_nlink == 0:
-                part.file.close()
-                self._journal.forget(self._name(day_file))
-                self._replaced.append(self._name(day_file))
-                part = None
-            else:
-                part.size = now.st_size
-        if part is None:
+        if self.has(day_file):
+            part = self._open.pop(day_file)
+            size = os.fstat(part.file.fileno()).st_size
+            if size != part.size:
+                part.size = _end_last_line(self._folder / self._name(day_file), part.file, size)
+        else:
             part = self._begin(day_file)
         self._open[day_file] = part  # moved to the end: the least recently used are closed first
         return part
+
+    def has(self, day_file: DayFile) -> bool:
+        """Whether the file is open and still the one that has its name. One that was deleted, moved or replaced is
+        let go of."""
+        part = self._open.get(day_file)
+        if part is None:
+            return False
+        try:
+            if os.path.samestat(os.fstat(part.file.fileno()), (self._folder / self._name(day_file)).stat()):
+                return True
+        except FileNotFoundError:
+            pass
+        self._open.pop(day_file).file.close()
+        self._journal.forget(self._name(day_file))
+        self._replaced.append(self._name(day_file))
+        return False
+
+    def goes_on(self, day_file: DayFile) -> bool:
+        """Whether the file is to be appended to without asking whose it is: it is open, or is to be cut first."""
+        return self.has(day_file) or day_file in self._torn
 
     def size(self, day_file: DayFile) -> int:
         """How long a file is that was appended to in this run."""
@@ -77,10 +96,22 @@ class OpenParts:
             part.size = size
             try:
                 part.file.truncate(size)
+                self.note_written(day_file)
             except OSError as error:
                 log.warning("csv_cut_back_later file=%s size=%d error=%s", self._name(day_file), size, error)
                 self._torn[day_file] = size
                 self._open.pop(day_file).file.close()
+
+    def note_written(self, day_file: DayFile) -> None:
+        """A file was just written to."""
+        times = self._written_at.setdefault(self._name(day_file), deque(maxlen=_TIMES))
+        times.append(os.fstat(self._open[day_file].file.fileno()).st_mtime_ns)
+
+    def wrote(self, name: str, mtime_ns: int) -> bool:
+        """Whether a file got its modification time by a write of this run, one of the last few; from any
+        thread."""
+        times = self._written_at.get(name)
+        return times is not None and mtime_ns in times.copy()
 
     def sync(self) -> bool:
         """Puts on disk what is not; whether there was anything. Raises OSError."""
@@ -114,6 +145,9 @@ class OpenParts:
     def _begin(self, day_file: DayFile) -> Part:
         name = self._name(day_file)
         path = self._folder / name
+        if name in self._journal.sizes and not path.exists():  # deleted while it was closed
+            self._journal.forget(name)
+            self._replaced.append(name)
         size = path.stat().st_size if path.exists() else 0
         size = min(size, self._torn.get(day_file, size))
         if name not in self._journal.sizes:
@@ -128,6 +162,8 @@ class OpenParts:
                 append_fully(file, day_file.table.header, at=0)
                 sync_folder(self._folder)
                 size = len(day_file.table.header)
+            else:
+                size = _end_last_line(path, file, size)
         except OSError:
             file.close()
             raise
@@ -147,6 +183,17 @@ class OpenParts:
 
     def _name(self, day_file: DayFile) -> str:
         return self._names.of(day_file)
+
+
+def _end_last_line(path: Path, file: BinaryIO, size: int) -> int:
+    """Ends the last line of a file of `size` bytes, which is open for appending, where somebody left it without
+    a line break; gives the size that it has then. Raises OSError."""
+    with path.open("rb") as there:
+        there.seek(max(0, size - 1))
+        if there.read(1) in (b"", b"\n"):
+            return size
+    append_fully(file, b"\n", at=size)
+    return size + 1
 
 
 def is_ours(path: Path, table: Table) -> bool:

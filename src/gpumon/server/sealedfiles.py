@@ -32,6 +32,11 @@ class SealedFiles:
         """Whether a day is being sealed, so that its rollups are still to come."""
         return day in self._shelf.deferred or day in self._shelf.without_cells()
 
+    def is_leaving(self, day: date) -> bool:
+        """Whether a deletion of a day's rows has begun, and its rollups are all that counts."""
+        raw = self._shelf.days.get(day)
+        return raw is not None and raw.deleting
+
     def drop_rows(self, day: date) -> None:
         """The rows of a day that `rows_of` knows are about to be deleted with its CSV files: its rollups stay. A
         server that is killed meanwhile ends it at its next start. Raises DatabaseError or OSError."""

@@ -109,7 +109,13 @@ class Sealer:
     def may_defer(self, day: date) -> bool:
         """Whether a day is over, so that it can be sealed without being loaded first."""
         over = self._shelf.bounds(day)[1].replace(tzinfo=UTC)
-        return self._now() - over >= _OVER and day not in self._not_before
+        return self._now() - over >= _OVER and day not in self._not_before and not self._is_without_rows(day)
+
+    def _is_without_rows(self, day: date) -> bool:
+        """Whether only rollups are left of a day, which rows that come late add to: sealed, they would replace
+        them."""
+        raw = self._shelf.days.get(day)
+        return raw is not None and not raw.has_rows
 
     def awaited(self, hour: datetime) -> bool:
         """Whether the cells of an hour (naive UTC) are to come with those of its day. Of a day that has some,
@@ -171,7 +177,7 @@ class Sealer:
             unsealed: dict[date, bool] = {}
             for name, known in self._shelf.files.items():
                 day_file = self._names.parse(name)
-                if day_file is None or day_file.table not in SEALABLE:
+                if day_file is None or day_file.table not in SEALABLE or self._is_without_rows(day_file.day):
                     continue
                 if not known.sealed or self._shelf.sealed_bytes(name) != known.size:
                     day = day_file.day
@@ -189,6 +195,8 @@ class Sealer:
         OSError; then nothing has changed."""
         shelf = self._shelf
         with self._exclusively():
+            if self._is_without_rows(day):  # retention was faster
+                return f"sealing_in_vain day={day} reason=its rows are gone"
             files = self._files_of(day)
         job = {
             "do": "raw",
@@ -211,14 +219,28 @@ class Sealer:
         folder = Path(answer["folder"])
         raw = manifest.read(folder, RawManifest)
         with self._exclusively():
-            misfit = shelf.misfit(raw, self._committed_sizes())
-            if misfit is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                return f"sealing_in_vain day={day} reason={misfit}"
-            known = all(file.name in shelf.files for file in raw.files)
-            shelf.put_in(day, folder, raw, list(self._tails(raw)), known=known)
+            try:
+                misfit = shelf.misfit(raw, self._committed_sizes())
+                if misfit is not None:
+                    return f"sealing_in_vain day={day} reason={misfit}"
+                shelf.put_in(day, folder, raw, list(self._tails(raw)), known=self._is_known(raw))
+            finally:
+                if shelf.folders.get(day) != folder:
+                    shutil.rmtree(folder, ignore_errors=True)
         rows = " ".join(f"{name}={count}" for name, count in raw.rows.items())
         return f"day_sealed day={day} {rows} damaged={raw.damaged} seconds={answer['seconds']}"
+
+    def _is_known(self, raw: RawManifest) -> bool:
+        """Whether just these rows of the day have been in the store, so that the rollups know of each change."""
+        files, committed = self._shelf.files, self._committed_sizes()
+        for file in raw.files:
+            known = files.get(file.name)
+            if known is None or known.size < file.bytes:
+                return False
+            if file.name not in committed and known.mtime_ns != file.mtime_ns:
+                return False
+        before = self._shelf.days.get(raw.day)
+        return before is None or {file.name for file in before.files} <= {file.name for file in raw.files}
 
     def _files_of(self, day: date) -> list[dict[str, Any]]:
         committed = self._committed_sizes()
@@ -291,9 +313,11 @@ class Sealer:
                 if touched.since(moves, begin - HOUR, end + HOUR) or shelf.folders.get(day) != rows:
                     return f"sealing_in_vain day={day} reason=rows came meanwhile"
                 cells = manifest.read(folder, CellsManifest)
-                shelf.put_cells_in(day, manifest.publish(folder, cells), cells)
+                folder = manifest.publish(folder, cells)
+                shelf.put_cells_in(day, folder, cells)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if shelf.cells.get(day) != folder:
+                shutil.rmtree(folder, ignore_errors=True)
         return f"accounts_sealed day={day} seconds={answer['seconds']}"
 
     def _copy_others(self, folder: Path, rows: Path, window: Window) -> None:

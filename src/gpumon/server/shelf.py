@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from gpumon.server import manifest
@@ -19,6 +20,7 @@ from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.database import DatabaseError
 from gpumon.server.days import FileNames, local_midnight
 from gpumon.server.disk import seen
+from gpumon.server.loading import can_be_read_again
 from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest, Stamps
 from gpumon.server.sealedtables import (
     Known,
@@ -35,6 +37,9 @@ from gpumon.server.store import Store
 from gpumon.server.touched import Touched
 
 log = logging.getLogger(__name__)
+
+
+_NEAR: Final = timedelta(days=2)
 
 
 class Shelf:
@@ -107,12 +112,27 @@ class Shelf:
         """A file is gone from the store."""
         self.files.pop(name, None)
 
+    def is_back(self, name: str, day: date, size: int) -> bool:
+        """Whether a file of a day whose rows were deleted stands there again, as somebody puts it back."""
+        raw = self.days.get(day)
+        return raw is not None and not raw.has_rows and not raw.deleting and _is_file_of(raw, name, size)
+
+    def is_leaving(self, name: str, day: date) -> bool:
+        """Whether a file is being deleted by retention, and its rows count no more."""
+        raw = self.days.get(day)
+        return raw is not None and raw.deleting and _is_file_of(raw, name)
+
     def misfit(self, raw: RawManifest, committed: Mapping[str, int]) -> str | None:
         """Why what was sealed does not fit the CSV files, as a sentence; None when it does."""
         for file in raw.files:
             there = seen(self._folder / file.name)
             if not raw.has_rows:
-                if there is not None and there[0] >= file.bytes:
+                if (
+                    there is not None
+                    and there[0] >= file.bytes
+                    and file.name not in committed
+                    and not raw.deleting
+                ):
                     return f"{file.name} is back"
                 continue
             if there is None:
@@ -125,6 +145,8 @@ class Shelf:
                 return f"{file.name} has another length"
             if size == file.bytes and mtime_ns not in mtimes:
                 return f"{file.name} was edited"
+            if file.left_out is not None and can_be_read_again(self._folder / file.name, file.left_out):
+                return f"{file.name} can be read again"
         return None
 
     # -- at the start, see `adoption` --------------------------------------------------------------------------
@@ -169,7 +191,7 @@ class Shelf:
         with self._store.transaction():
             instants = take_out(self._store, day, names)
             # What was rolled before it was sealed, too, which an older store has.
-            self._touched.mark([(min(instants), max(instants))] if instants else [])
+            self._touched.mark(self._stretches(day, min(instants), max(instants)) if instants else [])
         for name in names:
             self.files.pop(name)
         self.days.pop(day, None)
@@ -188,6 +210,8 @@ class Shelf:
             if not known:
                 self._touch(raw)
             self._arrivals.move_in(read, known=True)
+        if old is not None and old != folder:
+            self.spoil([day.strftime(DAY_FORM)])  # which were made of the other folder
         self._note(day, folder, raw)
         self._note_taken(day)
         for tail in read:
@@ -280,8 +304,15 @@ class Shelf:
         inside the caller's transaction. Raises DatabaseError."""
         if raw.first_at is not None and raw.last_at is not None:
             self._touched.note_sealed(raw.longest_interval, raw.unstated)
-            self._touched.mark([(raw.first_at, raw.last_at)])
+            self._touched.mark(self._stretches(raw.day, raw.first_at, raw.last_at))
             self.spoil(self._touched.take_stale_days())
+
+    def _stretches(self, day: date, first: datetime, last: datetime) -> list[tuple[datetime, datetime]]:
+        """Where the rows of a day may be. A line that is years away from its file's day does not make all years
+        between out of date."""
+        begin, end = self.bounds(day)
+        near = max(first, begin - _NEAR), min(last, end + _NEAR)
+        return [*([near] if near[0] <= near[1] else []), (first, first), (last, last)]
 
     def _note_taken(self, day: date) -> None:
         try:
@@ -312,3 +343,7 @@ class Shelf:
     def _day_of(self, name: str) -> date | None:
         day_file = self._names.parse(name)
         return None if day_file is None else day_file.day
+
+
+def _is_file_of(raw: RawManifest, name: str, size: int | None = None) -> bool:
+    return any(file.name == name and (size is None or size >= file.bytes) for file in raw.files)

@@ -82,7 +82,7 @@ class Store:
         self._readers: set[object] = set()
         self._left = threading.Condition()
         self.suspect = threading.Event()
-        """Set when a query failed on a file that it was to read."""
+        """Set when a file of a sealed day could not be read."""
 
     def open(self) -> None:
         """Opens the database, or makes it anew; its lock keeps a second server away from the folder. Raises
@@ -233,13 +233,20 @@ class Store:
 
     def remember_latest(self) -> None:
         """Makes `live.latest` anew from all rows: the newest of each sealed day, then the hot ones, which came
-        later."""
+        later. Of a day whose file is damaged there is none, until `sealer` has had it made anew."""
         self.execute("DELETE FROM live.latest")
         for raw in sorted(_sealed(self.execute(_RAW)), key=lambda raw: raw.folder.parent.name):
             file = quoted(str(raw.folder / "latest.parquet"))
-            self.execute(
-                f"CREATE OR REPLACE TEMP TABLE remembered AS SELECT {SAMPLE_COLUMNS} FROM read_parquet({file})"
-            )
+            try:
+                self.execute(
+                    f"CREATE OR REPLACE TEMP TABLE remembered AS SELECT {SAMPLE_COLUMNS} FROM read_parquet({file})"
+                )
+            except DatabaseError as error:
+                if error.fatal:
+                    raise
+                log.error("sealed_file_unreadable folder=%s error=%s", raw.folder.parent.name, error)
+                self.suspect.set()
+                continue
             self.note_latest("remembered")
         self.note_latest(hot(SAMPLES))
 

@@ -1,7 +1,8 @@
 """One line of a CSV file: the day it belongs to, and by what it is the same as another; pure.
 
 Two lines are the same when their cells are, column by column: the header's order, missing columns and quoting
-don't count, nor does a `sampled_at` that says no more than `timestamp`, as an export of an old row has it.
+don't count, nor does a `sampled_at` that says no more than `timestamp`, as an export of an old row has it. Where
+`sampled_at`, the exact instant, can be read, `timestamp` is told in this server's zone, whoever's it was.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import BinaryIO, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -20,17 +21,29 @@ from gpumon.server.tables import Table
 _LONGEST = 1 << 20
 _INSTANTS = 1000
 _INSTANT = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?")
+_EXACT = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?Z?")
+_SECONDS = 19
+"""So long is an instant in whole seconds, without a zone."""
 _WHOLE = re.compile(rb"\d{1,18}(?:\.0*)?")
 
 
 class Line(NamedTuple):
     """A sound line: its day, its cells in the catalogue's order up to the last that is not empty, their number,
-    and what it has in common with its equals only."""
+    what it has in common with its equals only, and whether its `timestamp` was `moved` here from another zone."""
 
     day: date
     text: bytes
     cells: int
     key: int
+    moved: bool
+
+
+class _Local(NamedTuple):
+    """A local time: its day, the `sampled_at` that says no more than it, and this to the second."""
+
+    day: date
+    exact: bytes
+    second: bytes
 
 
 class Lines:
@@ -43,7 +56,9 @@ class Lines:
         self._ordered = tuple(columns) == table.columns
         self._identity = [(table.columns.index(name), name) for name in table.identity]
         self._last = max(place for place, _ in self._identity)
-        self._instants: dict[bytes, tuple[date, bytes] | None] = {}
+        self._sampled_at = table.columns.index("sampled_at")
+        self._cuts = max(self._last, self._sampled_at) + 1
+        self._locals: dict[bytes, _Local | None] = {}
 
     def read(self, raw: bytes) -> Line | None:
         """The line; None when it is damaged: no CSV, or its time, GPU or client can't be read."""
@@ -54,13 +69,14 @@ class Lines:
         text = raw.rstrip(b",\r\n")
         if b"\x00" in text or b"\r" in text or not (text.isascii() or _is_utf8(text)):
             return None
-        cells = text.split(b",", self._last + 1)
+        cells = text.split(b",", self._cuts)
         if len(cells) <= self._last or raw.count(b",") >= len(self._columns):
             return None
         for place, name in self._identity:
             if not _sound(name, cells[place]):
                 return None
-        return self._line(cells[0], text, text.count(b",") + 1)
+        sampled_at = cells[self._sampled_at] if len(cells) > self._sampled_at else b""
+        return self._line(cells[0], sampled_at, text, text.count(b",") + 1)
 
     def _with_quotes(self, text: bytes) -> Line | None:
         try:
@@ -73,31 +89,53 @@ class Lines:
         cells = [named.get(name, "") for name in self._table.columns]
         if not all(_sound(name, named.get(name, "").encode()) for name in self._table.identity):
             return None
+        sampled_at = cells[self._sampled_at].encode()
         while not cells[-1]:
             cells.pop()
         rendered = io.StringIO(newline="")
         csv.writer(rendered, lineterminator="").writerow(cells)
-        return self._line(named["timestamp"].encode(), rendered.getvalue().encode(), len(cells))
+        return self._line(named["timestamp"].encode(), sampled_at, rendered.getvalue().encode(), len(cells))
 
-    def _line(self, instant: bytes, text: bytes, cells: int) -> Line | None:
-        if instant not in self._instants:
-            if len(self._instants) > _INSTANTS:
-                self._instants.clear()
-            self._instants[instant] = self._known(instant)
-        known = self._instants[instant]
-        if known is None:
+    def _line(self, timestamp: bytes, sampled_at: bytes, text: bytes, cells: int) -> Line | None:
+        """The line with this text, which begins with its timestamp; None when that is no time."""
+        local = self._locals.get(timestamp) or self._local_of(timestamp)
+        moved = False
+        if local is not None and sampled_at and not sampled_at.startswith(local.second):
+            here = self._here(sampled_at)
+            moved = here is not None and here != timestamp[:_SECONDS].replace(b"T", b" ")
+            if here is not None and moved:
+                text = here + text[len(timestamp) :]
+                local = self._local_of(here)
+        if local is None:
             return None
-        day, exact = known
-        same = text.replace(exact, b",", 1).rstrip(b",") if exact in text else text
-        return Line(day, text, cells, hash(same))
+        same = text.replace(b"," + sampled_at, b",", 1).rstrip(b",") if sampled_at == local.exact else text
+        return Line(local.day, text, cells, hash(same), moved)
 
-    def _known(self, instant: bytes) -> tuple[date, bytes] | None:
-        """The day of a local time, and the cell that its instant would be; None where there is no such time."""
+    def _local_of(self, timestamp: bytes) -> _Local | None:
+        """A local time of this zone; None where there is no such time."""
+        if timestamp not in self._locals:
+            if len(self._locals) > _INSTANTS:
+                self._locals.clear()
+            self._locals[timestamp] = self._read_local(timestamp)
+        return self._locals[timestamp]
+
+    def _read_local(self, timestamp: bytes) -> _Local | None:
         try:
-            if _INSTANT.fullmatch(instant) is None:
+            if _INSTANT.fullmatch(timestamp) is None:
                 return None
-            local = datetime.fromisoformat(instant[:19].decode())
-            return local.date(), f",{to_wire(local.replace(tzinfo=self._zone))}".encode()
+            local = datetime.fromisoformat(timestamp[:_SECONDS].decode())
+            exact = to_wire(local.replace(tzinfo=self._zone)).encode()
+        except (ValueError, OverflowError):
+            return None
+        return _Local(local.date(), exact, exact[:_SECONDS])
+
+    def _here(self, sampled_at: bytes) -> bytes | None:
+        """The `timestamp` that an exact instant has in this zone; None where it can't be read."""
+        try:
+            if _EXACT.fullmatch(sampled_at) is None:
+                return None
+            instant = datetime.fromisoformat(sampled_at[:_SECONDS].decode()).replace(tzinfo=UTC)
+            return instant.astimezone(self._zone).isoformat(" ", "seconds")[:_SECONDS].encode()
         except (ValueError, OverflowError):
             return None
 

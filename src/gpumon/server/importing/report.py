@@ -13,7 +13,8 @@ NAMED_LINES = 20
 class Report:
     """`files` were read, `taken` rows taken; `there` were there already, or twice in the source. `parts` are the
     files that were made. By name of the source's file: how many lines are damaged and the numbers of the first
-    few, why it is `unreadable`, and its columns that gpumon does not know."""
+    few, why it is `unreadable`, and its columns that gpumon does not know. `left_alone` says of files of the data
+    folder, by name, why they can't be read."""
 
     files: int = 0
     taken: int = 0
@@ -23,6 +24,12 @@ class Report:
     damaged: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file can't be read, in the words of what was raised; without its name."""
+    return getattr(error.__cause__ or error, "strerror", None) or str(error) or "it ends too soon"
 
 
 def render(report: Report, today: date, keep_days: int, *, dry_run: bool) -> str:
@@ -41,6 +48,11 @@ def render(report: Report, today: date, keep_days: int, *, dry_run: bool) -> str
         lines.append(f"damaged: {name} line {', '.join(map(str, numbers))}{more}")
     lines += [f"not known, left out: {name} columns {', '.join(c)}" for name, c in report.unknown.items()]
     lines += [f"not read: {name}: {reason}" for name, reason in report.unreadable.items()]
+    lines += [
+        f"left alone: {name} in the data folder can't be read ({reason}), by the server neither: what is in it "
+        "counts as not there"
+        for name, reason in report.left_alone.items()
+    ]
     doomed = [day for day in days if keep_days and (today - day).days > keep_days]
     if doomed:
         lines.append(

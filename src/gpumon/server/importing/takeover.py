@@ -8,15 +8,12 @@ when the source has grown. The source is only read. In memory is a number for ea
 from __future__ import annotations
 
 import contextlib
-import csv
-import gzip
 import math
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -25,14 +22,15 @@ from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import cannot_write
 from gpumon.server.importing.lines import Line, Lines, lines_of
 from gpumon.server.importing.publish import AsideGone, alone, publish
-from gpumon.server.importing.report import NAMED_LINES, Report
-from gpumon.server.loading import open_csv, read_header
+from gpumon.server.importing.report import NAMED_LINES, Report, reason_of
+from gpumon.server.importing.standing import DataFolder
+from gpumon.server.loading import UNREADABLE, open_csv, read_header
 from gpumon.server.tables import POD_LABELS, POD_USAGE, SAMPLES, Table
 
 _DAILY = re.compile(r".+_\d{8}(?:[._-].*)?\.csv(?:\.gz)?", re.IGNORECASE)
-_UNREADABLE = (OSError, EOFError, zlib.error, csv.Error, gzip.BadGzipFile)
+_UNREADABLE = (OSError, *UNREADABLE)
 _LINES_AT_ONCE = 2_000_000
-"""Their numbers take some 200 MB."""
+"""Their numbers take some 200 MB, and 130 MB more while those that stand in a file already are struck out."""
 _OLD_COLUMNS = 13
 _TRIES = 5
 
@@ -41,13 +39,15 @@ Advance = Callable[[int], None]
 
 @dataclass(slots=True)
 class _Source:
-    """A file to take from: how many sound lines it has of each day, and how many cells the longest of them has."""
+    """A file to take from: how many sound lines it has of each day, how many cells the longest of them has, and
+    the days to which some were `moved` from another zone."""
 
     path: Path
     table: Table
     columns: list[str]
     lines: Counter[date] = field(default_factory=Counter)
     cells: dict[date, int] = field(default_factory=dict)
+    moved: set[date] = field(default_factory=set)
 
 
 def effort(source: Path) -> int:
@@ -74,7 +74,7 @@ def take_over(
                 for day in file.lines:
                     by_day[day, file.table.name].append(file)
             for (day, _), files in sorted(by_day.items()):
-                _take_day(day, files, folder, names, zone, report, dry_run=dry_run)
+                _take_day(day, files, DataFolder(folder, names, zone), report, dry_run=dry_run)
                 report.days.add(day)
                 for file in files:
                     advance(file.path.stat().st_size * file.lines[day] // file.lines.total())
@@ -119,8 +119,10 @@ def _look(path: Path, zone: ZoneInfo, report: Report, advance: Advance) -> _Sour
                     continue
                 source.lines[line.day] += 1
                 source.cells[line.day] = max(line.cells, source.cells.get(line.day, 0))
+                if line.moved:
+                    source.moved.add(line.day)
     except _UNREADABLE as error:
-        report.unreadable[path.name] = getattr(error, "strerror", None) or str(error) or "it ends too soon"
+        report.unreadable[path.name] = reason_of(error)
         return None
     finally:
         advance(size)
@@ -143,16 +145,7 @@ def _table_of(path: Path) -> Table | None:
     return POD_USAGE if {"held", "gpu_share"} <= columns else SAMPLES
 
 
-def _take_day(
-    day: date,
-    files: list[_Source],
-    folder: Path,
-    names: FileNames,
-    zone: ZoneInfo,
-    report: Report,
-    *,
-    dry_run: bool,
-) -> None:
+def _take_day(day: date, files: list[_Source], folder: DataFolder, report: Report, *, dry_run: bool) -> None:
     """Takes the rows of a day, in as many rounds as the memory needs."""
     table = files[0].table
     total = sum(file.lines[day] for file in files)
@@ -164,11 +157,12 @@ def _take_day(
     for turn in range(rounds):
         for tries_left in reversed(range(_TRIES)):
             try:
-                wanted = _wanted(day, files, folder, names, zone, turn, rounds)
+                wanted = _wanted(day, files, folder, report, turn, rounds)
                 new = len(wanted)
                 if wanted and not dry_run:
-                    rows = _rows(day, files, zone, wanted, width)
-                    report.parts.append(publish(folder, names, DayFile(table, day), header, rows))
+                    rows = _rows(day, files, folder.zone, wanted, width)
+                    part = publish(folder.path, folder.names, DayFile(table, day), header, rows)
+                    report.parts.append(part)
             except (AsideGone, FileNotFoundError):
                 # A server has just started and tidied up, or compressed or deleted a file that was being read.
                 if not tries_left:
@@ -181,28 +175,12 @@ def _take_day(
 
 
 def _wanted(
-    day: date, files: list[_Source], folder: Path, names: FileNames, zone: ZoneInfo, turn: int, rounds: int
+    day: date, files: list[_Source], folder: DataFolder, report: Report, turn: int, rounds: int
 ) -> set[int]:
     """The keys of this round's lines of the day that stand nowhere in the data folder."""
-    keys = {line.key for line in _of_day(files, day, zone) if line.key % rounds == turn}
-    if not folder.exists():
-        return keys
-    for path in sorted(folder.iterdir()):
-        there = names.parse(path.name)
-        table = files[0].table
-        if there is None or there.table is not table or abs(there.day - day) > timedelta(days=1):
-            continue
-        columns = read_header(path, table)
-        if there.day != day and _is_ours(path, table):
-            continue  # the old program filed rows by when they arrived; in our files they are where they belong
-        lines = Lines(table, columns, zone)
-        with contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile), open_csv(path) as file:
-            for _, raw in lines_of(file):
-                line = lines.read(raw)
-                if line is not None:
-                    keys.discard(line.key)
-        if not keys:
-            break
+    keys = {line.key for line in _of_day(files, day, folder.zone) if line.key % rounds == turn}
+    moved = any(day in file.moved for file in files)
+    folder.strike_out(keys, files[0].table, day, report, moved=moved)
     return keys
 
 
@@ -222,8 +200,3 @@ def _of_day(files: list[_Source], day: date, zone: ZoneInfo) -> Iterator[Line]:
                 line = lines.read(raw)
                 if line is not None and line.day == day:
                     yield line
-
-
-def _is_ours(path: Path, table: Table) -> bool:
-    with open_csv(path) as file:
-        return file.read(len(table.header)) == table.header

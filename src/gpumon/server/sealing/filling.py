@@ -20,7 +20,7 @@ from gpumon.server.damage import Damage, set_aside
 from gpumon.server.database import Database, DatabaseError
 from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import seen
-from gpumon.server.loading import UNREADABLE, load_piece, open_csv, read_header
+from gpumon.server.loading import UNREADABLE, load_piece, open_csv, read_header, reading
 from gpumon.server.manifest import SealedFile
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ def _pieces(path: Path, length: int, piece: Path) -> Iterator[int]:
             with piece.open("wb") as target:
                 while written < PIECE_BYTES or not last.endswith(b"\n"):
                     size = _BLOCK if left is None else min(_BLOCK, left)
-                    block = source.read(size) if written < PIECE_BYTES else source.readline(size)
+                    with reading(path):
+                        block = source.read(size) if written < PIECE_BYTES else source.readline(size)
                     if not block:
                         break
                     if left is not None:
