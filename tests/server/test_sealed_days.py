@@ -3,6 +3,7 @@ rows."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import duckdb
 import msgspec
 import pytest
 
+from gpumon.errors import QueryError
 from gpumon.server import arrivals as arrivals_module
 from gpumon.server import catchup as catchup_module
 from gpumon.server import manifest
@@ -599,14 +601,16 @@ def test_a_damaged_file_of_the_latest_rows_keeps_no_server_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
 ) -> None:
     seal_here(monkeypatch)
-    row = full_sample(timestamp="2026-11-22T02:00:00Z", sampled_at="2026-11-22T02:00:00Z")
+    row = late_row() | {"timestamp": "2026-11-22T02:00:00Z", "sampled_at": "2026-11-22T02:00:00Z"}
 
     def everything(client: Client) -> list[Any]:
         gpus = [client.post(path, json={}).json()["data"] for path in ("/api/gpu/list", "/api/gpu/realtime")]
         return [*answers(client), *gpus]
 
     with served(tmp_path / "data", "UTC", NOW) as (client, engine):
-        with_first_day_sealed(client, engine, [*few_rows(), late_row()])
+        assert client.post("/api/receive-data", json=few_rows()[:6]).status_code == 200
+        engine.index.catchup.refresh()
+        engine.index.sealer.seal_rows(DAYS[0], NEVER)
     harm(folder_of(tmp_path / "data", DAYS[0], "raw") / "latest.parquet")
     with served(tmp_path / "data", "UTC", NOW) as (client, engine):
         assert engine.closed_because is None
@@ -617,8 +621,9 @@ def test_a_damaged_file_of_the_latest_rows_keeps_no_server_from_starting(
         assert not list(differences(answers(client), wanted[:-2]))
         engine.index.sealer._check(NEVER)
         assert not list(differences(everything(client), wanted))
-        sealed(engine, DAYS[:1])
+        engine.index.sealer.seal_rows(DAYS[0], NEVER)
         assert not list(differences(everything(client), wanted))
+        engine.index.shelf.delete_retired(5)
         raw = folder_of(tmp_path / "data", DAYS[0], "raw")
         assert manifest.fault(raw, manifest.read(raw, manifest.RawManifest).outputs) is None
 
@@ -778,3 +783,21 @@ def test_a_row_years_off_makes_no_hour_out_of_date_in_which_there_is_no_row(
         engine.index.catchup.refresh()
         assert figures(client)[0] == 3
         assert len(engine.index.touched.hours) < 200
+
+
+def test_whichever_byte_of_a_sealed_file_is_flipped_it_is_only_that_file_that_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB's words on it may hold bytes of the file, which are no UTF-8."""
+    seal_here(monkeypatch)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=few_rows()[:6]).status_code == 200
+        engine.index.catchup.refresh()
+        engine.index.sealer.seal_rows(DAYS[0], NEVER)
+        path = folder_of(tmp_path, DAYS[0], "raw") / "latest.parquet"
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 50):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            engine.index.store.remember_latest()
+            with contextlib.suppress(QueryError), engine.index.store.reading() as reading:
+                reading.select(f"SELECT client_name, power_draw, state FROM read_parquet('{path}')")

@@ -33,7 +33,7 @@ class DatabaseError(StorageError):
     read is at fault, not the disk, `locked` when somebody has the file, `out_of_memory` when what it may
     take is not enough."""
 
-    def __init__(self, error: duckdb.Error) -> None:
+    def __init__(self, error: duckdb.Error | UnicodeDecodeError) -> None:
         super().__init__(str(error))
         self.fatal = isinstance(error, duckdb.FatalException)
         self.locked = (isinstance(error, duckdb.IOException) and "lock" in str(error).lower()) or (
@@ -140,7 +140,7 @@ class Database:
         """Runs a statement on the writing connection; gives its rows. Raises DatabaseError."""
         try:
             return self._connection.execute(sql, parameters or None).fetchall()
-        except duckdb.Error as error:
+        except (duckdb.Error, UnicodeDecodeError) as error:  # of a damaged file it tells what bytes it found
             raise DatabaseError(error) from error
 
     @contextlib.contextmanager
@@ -275,7 +275,12 @@ class Reading:
                 "raise it",
                 status=503,
             ) from error
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:
+        except (
+            duckdb.IOException,
+            duckdb.InvalidInputException,
+            duckdb.SerializationException,
+            UnicodeDecodeError,  # it tells what bytes it found
+        ) as error:
             log.warning("query_failed error=%s", error)
             raise UnreadableFile("the query could not be answered now; try again", status=503) from error
         except duckdb.Error as error:
