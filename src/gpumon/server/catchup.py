@@ -185,6 +185,7 @@ class CatchUp:
                     self._store.open()
                     self._begin()
                     self._load_changes()
+                    self.behind = None
 
     def _begin(self) -> None:
         self._arrivals.clean()

@@ -79,10 +79,9 @@ def keep_reserve(state: Path) -> None:
     """Keeps some room in a file, for when the disk is full: who deletes has to write first what it deletes. Where
     there is little room, there is none to keep."""
     path = state / "reserve"
-    if path.exists() or _is_short(state):
-        return
     with contextlib.suppress(OSError):
-        replace_file(path, os.urandom(_RESERVE_BYTES))  # there are file systems that keep no zeros
+        if not path.exists() and not _is_short(state):
+            replace_file(path, os.urandom(_RESERVE_BYTES))  # there are file systems that keep no zeros
 
 
 def use_reserve(state: Path) -> None:
