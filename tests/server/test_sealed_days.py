@@ -117,6 +117,12 @@ def seal_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealer_module, "run_job", run_job)
 
 
+@pytest.fixture(autouse=True)
+def sealing_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the processes do the same, `test_sealing` and `test_killed_while_sealing` say."""
+    seal_here(monkeypatch)
+
+
 def seal_what_is_due_weeks_later(engine: Engine) -> None:
     engine.index.sealer._seal_after = timedelta()
     engine.index.sealer._now = lambda: NOW + timedelta(days=17)
@@ -152,7 +158,6 @@ def folder_of(data: Path, day: date, kind: str) -> Path:
     [
         ("raw", "samples.parquet"),
         ("raw", "readings.parquet"),
-        ("raw", "latest.parquet"),
         ("cells", "fine.parquet"),
     ],
 )
@@ -245,7 +250,9 @@ def compressed_and_deleted(client: Client, engine: Engine) -> None:
 
 
 def late(client: Client, engine: Engine) -> None:
-    assert client.post("/api/receive-data", json=[row | {"gpu_id": 1} for row in rows()[:60]]).status_code == 200
+    assert (
+        client.post("/api/receive-data", json=[row | {"gpu_id": 1} for row in few_rows()[:3]]).status_code == 200
+    )
     engine.index.catchup.refresh()
 
 
@@ -269,26 +276,26 @@ def made_anew(client: Client, engine: Engine) -> None:
     for path in engine._folder.glob("*_20261120.csv*"):
         path.unlink()
     engine.index.catchup.refresh()
-    others = [row | {"gpu_id": gpu} for gpu in (1, 2) for row in rows()[:144]]
+    others = [row | {"gpu_id": gpu} for gpu in (1, 2) for row in few_rows() if "-11-20T" in row["timestamp"]]
     assert client.post("/api/receive-data", json=others).status_code == 200
     engine.index.catchup.refresh()
 
 
-@pytest.mark.parametrize("copied", ["before", "after"])
 @pytest.mark.parametrize(
-    ("first", "then"),
+    ("first", "then", "copied"),
     [
-        ([], sealed_again),
-        ([sealed_again], sealed_again),
-        ([sealed_again], compressed),
-        ([], compressed),
-        ([sealed_again], deleted),
-        ([sealed_again], late),
-        ([sealed_again, late], sealed_again),
-        ([sealed_again, compressed], deleted),
-        ([rolled], gone),
-        ([sealed_again], compressed_and_deleted),
-        ([sealed_again], made_anew),
+        ([], sealed_again, "before"),
+        ([sealed_again], sealed_again, "after"),
+        ([sealed_again], compressed, "before"),
+        ([], compressed, "after"),
+        ([sealed_again], deleted, "before"),
+        ([sealed_again], deleted, "after"),
+        ([sealed_again], late, "before"),
+        ([sealed_again, late], sealed_again, "after"),
+        ([sealed_again, compressed], deleted, "before"),
+        ([rolled], gone, "after"),
+        ([sealed_again], compressed_and_deleted, "before"),
+        ([sealed_again], made_anew, "before"),
     ],
 )
 def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(
@@ -302,7 +309,7 @@ def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(
     store, older = tmp_path / ".gpumon" / "store.duckdb", tmp_path / "older"
     export = {"format": "csv", **RANGE}
     with served(tmp_path, "UTC", NOW) as (client, engine):
-        assert client.post("/api/receive-data", json=rows()).status_code == 200
+        assert client.post("/api/receive-data", json=few_rows()).status_code == 200
         for action in first:
             action(client, engine)
         answers(client)
@@ -598,9 +605,8 @@ def test_rebuild_makes_all_anew_and_tells_what_it_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [flip_a_byte, overwrite])
 def test_a_damaged_file_of_the_latest_rows_keeps_no_server_from_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
+    tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    seal_here(monkeypatch)
     row = late_row() | {"timestamp": "2026-11-22T02:00:00Z", "sampled_at": "2026-11-22T02:00:00Z"}
 
     def everything(client: Client) -> list[Any]:
@@ -628,10 +634,7 @@ def test_a_damaged_file_of_the_latest_rows_keeps_no_server_from_starting(
         assert manifest.fault(raw, manifest.read(raw, manifest.RawManifest).outputs) is None
 
 
-def test_a_late_row_of_a_day_whose_rows_are_gone_counts_beside_what_is_kept_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seal_here(monkeypatch)
+def test_a_late_row_of_a_day_whose_rows_are_gone_counts_beside_what_is_kept_of_it(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         with_first_day_sealed(client, engine, few_rows()[:6])
         samples, hours = figures(client)
@@ -657,7 +660,6 @@ def test_a_late_row_of_a_day_whose_rows_are_gone_counts_beside_what_is_kept_of_i
 def test_a_csv_file_that_can_not_be_deleted_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str
 ) -> None:
-    seal_here(monkeypatch)
     unlink = Path.unlink
 
     def refuse(path: Path, missing_ok: bool = False) -> None:
@@ -690,10 +692,7 @@ def test_a_csv_file_that_can_not_be_deleted_stops_nothing(
         assert answers(client) == after
 
 
-def test_a_day_whose_accounts_a_late_row_made_out_of_date_keeps_them_when_the_disk_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seal_here(monkeypatch)
+def test_a_day_whose_accounts_a_late_row_made_out_of_date_keeps_them_when_the_disk_is_full(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         with_first_day_sealed(client, engine, rows()[130:141] + rows()[150:156])
         assert client.post("/api/receive-data", json=late_row()).status_code == 200
@@ -707,10 +706,9 @@ def test_a_day_whose_accounts_a_late_row_made_out_of_date_keeps_them_when_the_di
 
 @pytest.mark.parametrize(("place", "at"), [(0, "2026-11-20T23:33:00Z"), (1, "2026-11-21T00:00:01Z")])
 def test_rows_that_nobody_had_looked_at_before_their_day_was_sealed_count_in_all_rollups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, at: str
+    tmp_path: Path, place: int, at: str
 ) -> None:
     """The second stands for ten minutes of the day before as well."""
-    seal_here(monkeypatch)
     unseen = rows()[144] | {"timestamp": at, "sampled_at": at, "utilization_gpu": 77.0}
     unseen["pods"] = [pod(utilization=77.0, pod="other")]
     with served(tmp_path / "data", "UTC", NOW) as (client, engine):
@@ -726,9 +724,8 @@ def test_rows_that_nobody_had_looked_at_before_their_day_was_sealed_count_in_all
 
 
 def test_a_day_that_was_sealed_again_without_new_rows_keeps_its_accounts_when_its_rows_and_the_store_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    seal_here(monkeypatch)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         with_first_day_sealed(client, engine, few_rows()[:6])
         before = answers(client)
@@ -747,7 +744,6 @@ def test_a_day_that_was_sealed_again_without_new_rows_keeps_its_accounts_when_it
 def test_a_day_that_can_not_be_taken_in_leaves_one_folder_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seal_here(monkeypatch)
 
     def fail(*_: object) -> None:
         raise DatabaseError(duckdb.OutOfMemoryException("Out of Memory Error: could not allocate"))
@@ -768,10 +764,7 @@ def test_a_day_that_can_not_be_taken_in_leaves_one_folder_at_most(
         assert not list(differences(answers(client), before))
 
 
-def test_a_row_years_off_makes_no_hour_out_of_date_in_which_there_is_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seal_here(monkeypatch)
+def test_a_row_years_off_makes_no_hour_out_of_date_in_which_there_is_no_row(tmp_path: Path) -> None:
     file = tmp_path / "gpu_metrics_20261119.csv"
     lines = [SEED, old_line(10).replace("2026-11-24", "2026-11-19"), old_line(10).replace("2026-11", "2024-11")]
     with served(tmp_path, "UTC", NOW) as (client, engine):
@@ -786,10 +779,9 @@ def test_a_row_years_off_makes_no_hour_out_of_date_in_which_there_is_no_row(
 
 
 def test_whichever_byte_of_a_sealed_file_is_flipped_it_is_only_that_file_that_can_not_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """DuckDB's words on it may hold bytes of the file, which are no UTF-8."""
-    seal_here(monkeypatch)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert client.post("/api/receive-data", json=few_rows()[:6]).status_code == 200
         engine.index.catchup.refresh()
