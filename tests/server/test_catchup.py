@@ -15,7 +15,7 @@ import pytest
 from gpumon.server import arrivals as arrivals_module
 from gpumon.server import catchup as catchup_module
 from gpumon.server import engine as engine_module
-from gpumon.server import loading, pace
+from gpumon.server import pace, sources
 from gpumon.server import store as store_module
 from gpumon.server.sealing import filling
 from tests.samples import full_sample
@@ -240,7 +240,7 @@ def test_a_file_that_could_not_be_read_when_its_day_was_sealed_counts_when_it_ca
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seal_here(monkeypatch)
-    opened, other = loading.open_csv, tmp_path / "gpu_metrics_20261120.001.csv"
+    opened, other = sources.open_csv, tmp_path / "gpu_metrics_20261120.001.csv"
 
     def refuse(path: Path) -> object:
         if path == other:
@@ -251,7 +251,7 @@ def test_a_file_that_could_not_be_read_when_its_day_was_sealed_counts_when_it_ca
         assert client.post("/api/receive-data", json=rows()[138:144]).status_code == 200
         lines = (tmp_path / "gpu_metrics_20261120.csv").read_bytes().splitlines(keepends=True)
         with monkeypatch.context() as patched:
-            for module in (loading, filling):
+            for module in (sources, filling):
                 patched.setattr(module, "open_csv", refuse)
             other.write_bytes(b"".join(lines[:4]).replace(b"node-1", b"node-9"))
             assert counted(client) == 6

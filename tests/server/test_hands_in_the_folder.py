@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import threading
 import zlib
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
-from gpumon.server import loading
+from gpumon.server import pace, sources
 from gpumon.server.engine import Engine
 from tests.samples import sample
 from tests.server.conftest import Serve, serving, settings_for
+from tests.server.test_sealed_answers import NEVER, served
+from tests.server.test_sealed_days import seal_here
 from tests.server.test_store import SEED, figures, old_line, put
 
 TODAY = "gpu_metrics_20261124.csv"
@@ -156,10 +159,10 @@ def test_a_file_that_can_be_read_again_is_no_longer_left_out(
             raise PermissionError(13, "Permission denied")
         return opened(path)
 
-    opened = loading.open_csv
+    opened = sources.open_csv
     with serving(settings_for(tmp_path)) as client:
         with monkeypatch.context() as patched:
-            patched.setattr(loading, "open_csv", refuse)
+            patched.setattr(sources, "open_csv", refuse)
             put(tmp_path, "gpu_metrics_20200101.csv", SEED, old_line(10))
             assert figures(client)[0] == 0
             assert "gpumon_server_csv_files_unreadable 1.0" in client.get("/metrics").text
@@ -283,3 +286,49 @@ def test_a_small_body_that_unpacks_to_millions_of_objects_is_refused_at_once(ser
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     answer = serve().post("/api/receive-data", content=body, headers=headers)
     assert (answer.status_code, answer.json()["success"]) == (413, False)
+
+
+@pytest.mark.parametrize("then", ["unsealed", "sealed"])
+@pytest.mark.parametrize(("edited", "found"), [(b",90.0,", (2, 90.0)), (b",7.0,", (2, 50.0)), (None, (1, 50.0))])
+def test_a_file_of_gpumon_that_is_edited_while_the_server_runs_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, edited: bytes | None, found: tuple[int, float]
+) -> None:
+    """None: its last line goes."""
+    monkeypatch.setattr(pace, "_LOOK_SECONDS", 0.0)
+    seal_here(monkeypatch)
+    now = datetime(2026, 11, 25, 3, tzinfo=UTC)
+    with served(tmp_path, "UTC", now) as (client, engine):
+        for gpu, utilization in enumerate((50.0, 10.0)):
+            row = sample(gpu_id=gpu, utilization_gpu=utilization)
+            assert client.post("/api/receive-data", json=[row]).status_code == 200
+        engine.index.catchup.refresh()
+        if then == "sealed":
+            engine.index.sealer.seal_rows(now.date() - timedelta(days=1), NEVER)
+        path = tmp_path / TODAY
+        text = path.read_bytes()
+        lines = text.splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:-1]) if edited is None else text.replace(b",10.0,", edited))
+        data = client.post("/api/gpu/statistics", json={}).json()["data"]
+        assert (data["samples"], data["max_utilization"]) == found
+
+
+def test_what_is_appended_is_not_taken_for_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_LOOK_SECONDS", 0.0)
+    with served(tmp_path, "UTC", datetime(2026, 11, 24, 18, tzinfo=UTC)) as (client, engine):
+        catchup, forgotten = engine.index.catchup, []
+        monkeypatch.setattr(catchup, "_forget", forgotten.append)
+        stop = threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                catchup.refresh()
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        for number in range(60):
+            client.post("/api/receive-data", json=[sample(memory_used=number)])
+        stop.set()
+        looking.join(20)
+        catchup.refresh()
+        assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 60
+        assert forgotten == []

@@ -6,8 +6,9 @@ decode, accept      from the bytes of a request to rows of the CSVs; labels (cho
 ingest              the queue in front of the disk and its one writer; journal (what is committed)
 csvlog              the daily CSV files, the truth; parts, healing, disk, days (names of files), retention, tables
                     (the three kinds)
-index               all that is made of the CSVs: store (the database; alarms end what takes too long), catchup,
-                    pace, arrivals and loading (how rows get there), rolling, touched (rollups of accounts)
+index               all that is made of the CSVs: store (the database; alarms end what takes too long), catchup
+                    (pace, leftout), sources, arrivals and loading (how rows get there), rolling, touched (rollups
+                    of accounts)
 sealer, sealing     days as Parquet: shelf, adoption; manifest, sealedfolders, sealedtables, sealedfiles (what the
                     disk, the store and retention know of them)
 reader              the old program's questions; queries, figures

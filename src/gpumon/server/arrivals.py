@@ -17,10 +17,11 @@ from zoneinfo import ZoneInfo
 
 from gpumon.server.damage import set_aside
 from gpumon.server.days import DayFile
-from gpumon.server.loading import copy_lines, load_piece, read_header
+from gpumon.server.loading import load_piece
 from gpumon.server.readings import COLUMNS, PLACE, added_up, readings_of
 from gpumon.server.relations import SEALABLE, hot
 from gpumon.server.sealedtables import Known, note_file
+from gpumon.server.sources import copy_lines, read_header
 from gpumon.server.store import Store
 from gpumon.server.tables import SAMPLES
 from gpumon.server.touched import Touched
@@ -67,7 +68,7 @@ class Arrivals:
 
     def read(self, stretch: Stretch, number: int) -> Stretch:
         """Reads a stretch into the temporary table of that number; gives it with the lines that there are then.
-        Raises DatabaseError, or one of `loading.UNREADABLE`."""
+        Raises DatabaseError, or one of `sources.UNREADABLE`."""
         path, table = self._folder / stretch.name, stretch.day_file.table
         target = f"arriving_{number}"
         try:

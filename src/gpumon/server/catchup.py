@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Final
@@ -23,11 +22,12 @@ from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.database import DatabaseError
 from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import seen
-from gpumon.server.loading import UNREADABLE
+from gpumon.server.leftout import LeftOut
 from gpumon.server.pace import Pace
 from gpumon.server.relations import SEALABLE, hot
 from gpumon.server.sealedtables import Known
 from gpumon.server.shelf import Shelf
+from gpumon.server.sources import UNREADABLE
 from gpumon.server.store import Store
 from gpumon.server.tables import SAMPLES
 from gpumon.server.touched import Touched
@@ -43,20 +43,6 @@ _KEPT_BYTES: Final = 128 * 2**20
 _KEPT_SECONDS: Final = 600.0
 """After so much CSV, or so long, the store is put on disk: what is younger, a server that is killed has to load
 again."""
-
-
-_AGAIN_SECONDS: Final = 600.0
-"""After so long a file that could not be read is tried again, also where it looks the same: a disk may have been
-mended."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Why a file is left out, what it looked like then (None where it was gone), and when (`time.monotonic`)."""
-
-    state: tuple[int, int, int] | None
-    reason: str
-    at: float = field(default_factory=time.monotonic)
 
 
 class CatchUp:
@@ -87,18 +73,13 @@ class CatchUp:
         self._may_defer = may_defer
         self._replaced: set[str] = set()
         self._lock = threading.RLock()
-        self._left_out: dict[str, LeftOut] = {}
         self._wanted = False
         self._pace = Pace()
         self._unkept_bytes = 0
         self._kept_at = time.monotonic()
         self.complete = threading.Event()
+        self.left_out = LeftOut(folder)
         self.behind: str | None = None
-
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """The files that can't be read, and are left out, each with the reason; from any thread."""
-        return {name: left_out.reason for name, left_out in self._left_out.copy().items()}
 
     def open(self) -> None:
         """Opens the store, whose lock keeps another server away. Raises StorageError."""
@@ -153,11 +134,11 @@ class CatchUp:
             entries = self._folder.stat().st_mtime_ns
         except OSError:
             return None
-        states: dict[str, object] = {
-            name: seen(self._folder / name) for name, known in self._shelf.files.copy().items() if not known.sealed
-        }
-        states |= {name: _state(self._folder / name) for name in self._left_out.copy()}
-        return entries, self._committed_sizes(), self._shelf.removals, self._shelf.deferred.copy(), states
+        shelf = self._shelf
+        unsealed = [name for name, known in shelf.files.copy().items() if not known.sealed]
+        states = {name: seen(self._folder / name) for name in unsealed}
+        days = shelf.removals, shelf.deferred.copy()
+        return entries, self._committed_sizes(), days, states, self.left_out.states()
 
     def _refresh(self) -> None:
         began = time.monotonic()
@@ -211,8 +192,7 @@ class CatchUp:
         for name, (day_file, size, _) in found.items():
             if name not in committed and self._shelf.is_back(name, day_file.day, size):
                 self._shelf.remove(day_file.day, reason=f"{name} is back")
-        for name in self._left_out.keys() - found.keys():
-            del self._left_out[name]
+        self.left_out.keep(found)
         for name in (self._shelf.files.keys() - found.keys()) | self._replaced:
             self._forget(name)
             self._replaced.discard(name)
@@ -221,7 +201,7 @@ class CatchUp:
             missing = [
                 stretch
                 for name, (day_file, size, mtime) in sorted(found.items())
-                if not self._is_left_out(name)
+                if name not in self.left_out
                 and (stretch := self._missing(name, day_file, size, mtime, committed.get(name))) is not None
             ]
             if removals == self._shelf.removals:
@@ -234,16 +214,6 @@ class CatchUp:
         else:
             for stretch in wanted:
                 self._load([stretch])
-
-    def _is_left_out(self, name: str) -> bool:
-        """Whether a file could not be read, and is as it was then; after a while it is tried all the same."""
-        left_out = self._left_out.get(name)
-        if left_out is None:
-            return False
-        if left_out.state == _state(self._folder / name) and time.monotonic() < left_out.at + _AGAIN_SECONDS:
-            return True
-        del self._left_out[name]
-        return False
 
     def _without_deferred(self, wanted: Iterable[Stretch]) -> list[Stretch]:
         """Leaves the files of days that are over, and of which nothing is loaded, to be sealed as they are."""
@@ -294,14 +264,14 @@ class CatchUp:
     def _load(self, wanted: Sequence[Stretch]) -> None:
         read: list[Stretch] = []
         for stretch in wanted:
-            state = _state(self._folder / stretch.name)
+            state = self.left_out.state(stretch.name)
             try:
                 read.append(self._arrivals.read(stretch, len(read)))
             except (*UNREADABLE, DatabaseError) as error:
                 if isinstance(error, DatabaseError) and not error.about_input:
                     raise
                 reason = str(error) or type(error).__name__
-                self._left_out[stretch.name] = LeftOut(state, reason)
+                self.left_out.add(stretch.name, state, reason)
                 log.error("csv_file_left_out file=%s error=%r", stretch.name, error)
         if not read:
             return
@@ -347,12 +317,3 @@ class CatchUp:
         self._shelf.forget(name)
         if table is SAMPLES:
             self._store.remember_latest()
-
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """Size and times (ns) of a file; unlike the other, that of its last change knows of new rights."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -188,7 +188,7 @@ class Engine:
             waiting_batches=batches,
             waiting_rows=rows,
             damaged_lines=self.index.arrivals.damaged.total(),
-            unreadable_files=len(self.index.catchup.unreadable),
+            unreadable_files=len(self.index.catchup.left_out.reasons()),
             behind=self.index.catchup.behind is not None,
             sealed_days=len(self.index.shelf.days),
             unsealed_days=len(self.index.shelf.deferred) + len(self.index.shelf.without_cells()),

@@ -140,7 +140,7 @@ class Index:
                 damaged_lines=sum(raw.damaged for raw in shelf.days.values())
                 + sum(count for name, count in self.arrivals.damaged.items() if shelf.sealed_bytes(name) is None),
                 unreadable=[
-                    *(f"{name}: {reason}" for name, reason in self.catchup.unreadable.items()),
+                    *(f"{name}: {reason}" for name, reason in self.catchup.left_out.reasons().items()),
                     *(
                         f"{file.name}: {file.left_out}"
                         for raw in shelf.days.values()

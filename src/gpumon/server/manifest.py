@@ -43,13 +43,15 @@ class Output(msgspec.Struct, frozen=True):
 
 class SealedFile(msgspec.Struct, frozen=True):
     """A CSV file that is sealed up to `bytes` of it, as it stands on the disk; with the damaged ones, `lines`
-    lines without the header. `left_out` says why a file that can't be read is not in it."""
+    lines without the header. `left_out` says why a file that can't be read is not in it, `refused` whether it was
+    the operating system that did not give it."""
 
     name: str
     bytes: int
     mtime_ns: int
     lines: int
     left_out: str | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

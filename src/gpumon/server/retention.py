@@ -25,7 +25,7 @@ from gpumon.errors import StorageError
 from gpumon.server.csvlog import CsvLog
 from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import keep_reserve, sync_file, sync_folder, use_reserve
-from gpumon.server.loading import open_csv
+from gpumon.server.sources import open_csv
 from gpumon.server.tables import SAMPLES, Table
 
 log = logging.getLogger(__name__)

@@ -26,11 +26,11 @@ from gpumon.server.accounts.cells import HOUR
 from gpumon.server.arrivals import Stretch
 from gpumon.server.days import FileNames
 from gpumon.server.disk import seen
-from gpumon.server.loading import UNREADABLE
 from gpumon.server.manifest import CellsManifest, RawManifest
 from gpumon.server.relations import SEALABLE, Window, quoted
 from gpumon.server.sealing.process import SealingFailed, run_job
 from gpumon.server.shelf import Shelf
+from gpumon.server.sources import UNREADABLE
 from gpumon.server.store import Store
 from gpumon.server.touched import Touched
 

@@ -20,7 +20,6 @@ from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.database import DatabaseError
 from gpumon.server.days import FileNames, local_midnight
 from gpumon.server.disk import seen
-from gpumon.server.loading import can_be_read_again
 from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest, Stamps
 from gpumon.server.sealedtables import (
     Known,
@@ -33,6 +32,7 @@ from gpumon.server.sealedtables import (
     take_fine_out,
     take_out,
 )
+from gpumon.server.sources import is_given
 from gpumon.server.store import Store
 from gpumon.server.touched import Touched
 
@@ -145,7 +145,7 @@ class Shelf:
                 return f"{file.name} has another length"
             if size == file.bytes and mtime_ns not in mtimes:
                 return f"{file.name} was edited"
-            if file.left_out is not None and can_be_read_again(self._folder / file.name, file.left_out):
+            if file.refused and is_given(self._folder / file.name):
                 return f"{file.name} can be read again"
         return None
 

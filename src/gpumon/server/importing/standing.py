@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from gpumon.server.days import FileNames
 from gpumon.server.importing.lines import Lines, lines_of
 from gpumon.server.importing.report import Report, reason_of
-from gpumon.server.loading import UNREADABLE, open_csv, read_header, reading
+from gpumon.server.sources import UNREADABLE, open_csv, read_header, reading
 from gpumon.server.tables import Table
 
 _DAYS_OF_AN_INSTANT = 2

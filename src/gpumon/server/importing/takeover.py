@@ -24,7 +24,7 @@ from gpumon.server.importing.lines import Line, Lines, lines_of
 from gpumon.server.importing.publish import AsideGone, alone, publish
 from gpumon.server.importing.report import NAMED_LINES, Report, reason_of
 from gpumon.server.importing.standing import DataFolder
-from gpumon.server.loading import UNREADABLE, open_csv, read_header
+from gpumon.server.sources import UNREADABLE, open_csv, read_header
 from gpumon.server.tables import POD_LABELS, POD_USAGE, SAMPLES, Table
 
 _DAILY = re.compile(r".+_\d{8}(?:[._-].*)?\.csv(?:\.gz)?", re.IGNORECASE)

@@ -20,8 +20,9 @@ from gpumon.server.damage import Damage, set_aside
 from gpumon.server.database import Database, DatabaseError
 from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import seen
-from gpumon.server.loading import UNREADABLE, load_piece, open_csv, read_header, reading
+from gpumon.server.loading import load_piece
 from gpumon.server.manifest import SealedFile
+from gpumon.server.sources import UNREADABLE, UnreadableSource, open_csv, read_header, reading
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def fill(
         day_file = names.parse(file.name)
         if day_file is None:
             raise FilesChanged(f"{file.name} is not the name of a day's file")
-        damage, lines, left_out = Damage(), 0, None
+        damage, lines, left_out, refused = Damage(), 0, None, False
         try:
             lines = _load(database, data / file.name, file, day_file, zone, work, damage)
         except (*UNREADABLE, DatabaseError) as error:
@@ -66,12 +67,13 @@ def fill(
                 raise
             database.execute(f"DELETE FROM {day_file.table.name} WHERE starts_with(file, ?)", [_mark(file.name)])
             lines, left_out = 0, str(error) or type(error).__name__
+            refused = isinstance(error, UnreadableSource)
             log.error("csv_file_left_out file=%s error=%r", file.name, error)
         else:
             set_aside(data / ".gpumon" / "quarantine", file.name, damage, lines=lines)
             damaged += damage.count
         _check_unchanged(data / file.name, file)
-        files.append(SealedFile(file.name, file.bytes, file.mtime_ns, lines, left_out))
+        files.append(SealedFile(file.name, file.bytes, file.mtime_ns, lines, left_out, refused))
     return files, damaged
 
 
