@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import threading
 import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -289,9 +288,15 @@ def test_a_small_body_that_unpacks_to_millions_of_objects_is_refused_at_once(ser
 
 
 @pytest.mark.parametrize("then", ["unsealed", "sealed"])
-@pytest.mark.parametrize(("edited", "found"), [(b",90.0,", (2, 90.0)), (b",7.0,", (2, 50.0)), (None, (1, 50.0))])
+@pytest.mark.parametrize(
+    ("edited", "found"), [(b",90.0,", (2, 50.0, 90.0)), (b",7.0,", (2, 7.0, 50.0)), (None, (1, 50.0, 50.0))]
+)
 def test_a_file_of_gpumon_that_is_edited_while_the_server_runs_is_read_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, edited: bytes | None, found: tuple[int, float]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
+    edited: bytes | None,
+    found: tuple[int, float, float],
 ) -> None:
     """None: its last line goes."""
     monkeypatch.setattr(pace, "_LOOK_SECONDS", 0.0)
@@ -309,26 +314,30 @@ def test_a_file_of_gpumon_that_is_edited_while_the_server_runs_is_read_anew(
         lines = text.splitlines(keepends=True)
         path.write_bytes(b"".join(lines[:-1]) if edited is None else text.replace(b",10.0,", edited))
         data = client.post("/api/gpu/statistics", json={}).json()["data"]
-        assert (data["samples"], data["max_utilization"]) == found
+        assert (data["samples"], data["min_utilization"], data["max_utilization"]) == found
 
 
-def test_what_is_appended_is_not_taken_for_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_LOOK_SECONDS", 0.0)
+def test_what_is_appended_between_two_looks_at_a_file_is_not_taken_for_an_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with served(tmp_path, "UTC", datetime(2026, 11, 24, 18, tzinfo=UTC)) as (client, engine):
-        catchup, forgotten = engine.index.catchup, []
-        monkeypatch.setattr(catchup, "_forget", forgotten.append)
-        stop = threading.Event()
+        engine._upkeep.stop(10)
+        catchup = engine.index.catchup
+        committed_sizes, forgotten, posted = catchup._committed_sizes, list[str](), list[int]()
 
-        def look() -> None:
-            while not stop.is_set():
-                catchup.refresh()
+        def when_the_folder_has_been_looked_at() -> dict[str, int]:
+            posted.append(len(posted))
+            if len(posted) == 2:
+                client.post("/api/receive-data", json=[sample(gpu_id=1)])
+            return committed_sizes()
 
-        looking = threading.Thread(target=look)
-        looking.start()
-        for number in range(60):
-            client.post("/api/receive-data", json=[sample(memory_used=number)])
-        stop.set()
-        looking.join(20)
+        client.post("/api/receive-data", json=[sample()])
         catchup.refresh()
-        assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 60
+        monkeypatch.setattr(catchup, "_forget", forgotten.append)
+        with monkeypatch.context() as patched:
+            patched.setattr(catchup, "_committed_sizes", when_the_folder_has_been_looked_at)
+            catchup.refresh()
+        catchup.refresh()
+        assert len(posted) == 2
+        assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 2
         assert forgotten == []
