@@ -8,6 +8,7 @@ import shutil
 import time
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -262,3 +263,29 @@ def test_a_file_that_could_not_be_read_when_its_day_was_sealed_counts_when_it_ca
         assert counted(client) == 6 + 3
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert counted(client) == 6 + 3
+
+
+def test_what_arrives_just_before_a_question_reaches_as_far_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    span = {"start": "2026-11-20T01:00:00Z", "end": "2026-11-20T01:30:00Z"}
+
+    def of_an_hour(at: str, seconds: float) -> dict[str, Any]:
+        return full_sample(timestamp=at, sampled_at=at, interval_seconds=seconds)
+
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        engine._upkeep.stop(10)
+        client.post("/api/receive-data", json=[of_an_hour("2026-11-20T00:00:30Z", 10.0)]).raise_for_status()
+        engine.index.catchup.refresh()
+        begin = engine.index.store.reading
+
+        def load_and_begin(*of: Any, **options: Any) -> Any:
+            late = of_an_hour("2026-11-20T02:00:00Z", 3600.0)
+            client.post("/api/receive-data", json=[late]).raise_for_status()
+            engine.index.catchup.refresh()
+            return begin(*of, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.index.store, "reading", load_and_begin)
+            found = client.get("/api/ledger", params=span).json()["data"]["total"]
+        assert found == client.get("/api/ledger", params=span).json()["data"]["total"]

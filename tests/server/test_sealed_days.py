@@ -475,15 +475,22 @@ def test_a_deletion_that_a_kill_interrupted_is_ended_at_the_next_start(tmp_path:
         assert answers(client) == before
 
 
-def test_csv_files_that_come_back_after_retention_count_again_and_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["while running", "while it is down"])
+def test_csv_files_that_come_back_after_retention_count_again_and_once(tmp_path: Path, when: str) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         filled(client, engine)
         before = answers(client)
-        kept = {path.name: path.read_bytes() for path in tmp_path.glob("*_20261120.csv")}
+        kept = {path: path.read_bytes() for path in tmp_path.glob("*_20261120.csv")}
         engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
         engine.tidy_now()
-    for name, data in kept.items():
-        (tmp_path / name).write_bytes(data)
+        if when == "while running":
+            assert not engine.index.shelf.days[DAYS[0]].has_rows
+            for path, data in kept.items():
+                path.write_bytes(data)
+            engine.index.catchup.refresh()
+            assert answers(client) == before
+    for path, data in kept.items():
+        path.write_bytes(data)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
 
