@@ -38,11 +38,12 @@ RANGE = {"start": "2026-11-20", "end": "2026-11-21"}
 
 
 def rows() -> list[dict[str, Any]]:
-    begin = datetime(2026, 11, 20, 0, 0, 30, tzinfo=UTC)
-    moments = [begin + timedelta(minutes=10 * number) for number in range(2 * 144)]
+    """Of the last four hours of the first day and the first four of the second: each costs when it is sealed."""
+    begin = datetime(2026, 11, 20, 20, 0, 30, tzinfo=UTC)
+    moments = [begin + timedelta(seconds=100 * number) for number in range(2 * 144)]
     return [
         full_sample(
-            timestamp=moment.isoformat(), sampled_at=moment.isoformat(), interval_seconds=600.0, holder_count=1,
+            timestamp=moment.isoformat(), sampled_at=moment.isoformat(), interval_seconds=100.0, holder_count=1,
             utilization_gpu=float(number % 101), pods=[pod(utilization=float(number % 101))],
         )
         for number, moment in enumerate(moments)
@@ -50,7 +51,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def few_rows() -> list[dict[str, Any]]:
-    """Of the last hour of the first day and the first of the second: quickly sealed."""
+    """Of the end of the first day and the beginning of the second."""
     return rows()[138:150]
 
 
@@ -551,7 +552,7 @@ def test_an_hour_is_not_rolled_up_where_its_day_is_sealed_meanwhile(
 
 
 def test_an_hour_is_made_of_all_its_buckets_or_not_at_all(tmp_path: Path) -> None:
-    hour = datetime(2026, 11, 20, 5)
+    hour = datetime(2026, 11, 20, 21)
     made = "SELECT count(*) FROM rolled WHERE level = 'hour' AND bucket = ?"
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert client.post("/api/receive-data", json=rows()).status_code == 200
