@@ -165,6 +165,21 @@ def test_a_line_of_another_age_is_one_damaged_line_and_keeps_no_row_out(
         assert client.get("/api/usage", params=RANGE).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("day", "rows_of_it"), [("00010101", 0), ("99991231", 0), ("17000101", 1), ("21991231", 1)]
+)
+def test_a_file_of_another_age_keeps_no_row_out(tmp_path: Path, day: str, rows_of_it: int) -> None:
+    there = f"{day[:4]}-{day[4:6]}-{day[6:]}"
+    lines = [SEED, old_line(10).replace("2026-11-24", there)]
+    (tmp_path / f"gpu_metrics_{day}.csv").write_text("\n".join(lines) + "\n")
+    for before in (0, 1):
+        with served(tmp_path, "Asia/Kathmandu", NOW) as (client, engine):
+            post(client, before)
+            assert counted(client) == before + 1 + rows_of_it
+            engine.index.settle()
+            assert engine.not_ready_because is None
+
+
 def test_a_server_whose_first_load_failed_is_not_ready_until_one_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from gpumon.errors import StorageError
 from gpumon.model.fields import CSV_COLUMNS, SEED_COLUMNS
-from gpumon.server.days import DayFile, FileNames
+from gpumon.server.days import FileNames
 from gpumon.server.importing import Report, effort, publish, render, take_over, takeover
 from gpumon.server.tables import POD_USAGE, SAMPLES
 from tests.processes import until
@@ -279,11 +279,14 @@ def test_all_tables_of_a_server_in_another_zone_answer_by_this_ones_days_and_hou
         assert client.post("/api/gpu/list").json()["data"][0]["last_update"] == "2026-11-24 04:00:00"
 
 
-def test_days_of_years_before_1000_get_names_that_are_read(old: Path, data: Path) -> None:
-    (old / "gpu_metrics_20261110.csv").write_text(OLD + row(day="0026-11-10"))
-    assert taken(old, data).parts == ["gpu_metrics_00261110.500.csv"]
-    assert NAMES.parse("gpu_metrics_00261110.500.csv") == DayFile(SAMPLES, date(26, 11, 10), 500)
-    assert (taken(old, data).taken, taken(old, data).there) == (0, 1)
+@pytest.mark.parametrize("day", ["0026-11-10", "9999-12-31", "1699-12-31", "2200-01-01"])
+def test_a_line_of_another_age_is_damaged(old: Path, data: Path, day: str) -> None:
+    (old / "gpu_metrics_20261110.csv").write_text(OLD + row(day=day) + row(day="2026-11-10"))
+    report = taken(old, data)
+    assert (report.parts, report.damaged) == (
+        ["gpu_metrics_20261110.500.csv"],
+        {"gpu_metrics_20261110.csv": (1, [2])},
+    )
 
 
 def test_all_three_tables_of_gpumon_come_over_and_answer_the_same(tmp_path: Path, data: Path) -> None:

@@ -18,6 +18,10 @@ from gpumon.server.tables import POD_LABELS, POD_USAGE, SAMPLES, Table
 _PREFIXES = {POD_USAGE: "pod_usage", POD_LABELS: "pods"}
 """How the files are named whose prefix is no setting."""
 
+FIRST_DAY, LAST_DAY = date(1700, 1, 1), date(2199, 12, 31)
+"""Between them a time can be reckoned with, also some days before it or after. A file or a line of any other day
+is none; no setting lets a sample be so old."""
+
 _REMEMBERED = 10_000
 """Names are asked for again with each query."""
 
@@ -52,8 +56,7 @@ class FileNames:
     def of(self, file: DayFile) -> str:
         """The name of a day's file."""
         part = f".{file.part:03d}" if file.part else ""
-        day = f"{file.day.year:04d}{file.day:%m%d}"  # %Y does not fill up years before 1000
-        return f"{self._prefixes[file.table]}_{day}{part}.csv{'.gz' if file.compressed else ''}"
+        return f"{self._prefixes[file.table]}_{file.day:%Y%m%d}{part}.csv{'.gz' if file.compressed else ''}"
 
     def parse(self, name: str) -> DayFile | None:
         """The day's file that a name stands for; None for any other name."""
@@ -70,6 +73,8 @@ class FileNames:
         try:
             day = datetime.strptime(match[2], "%Y%m%d").date()
         except ValueError:
+            return None
+        if not FIRST_DAY <= day <= LAST_DAY:
             return None
         return DayFile(self._tables[match[1]], day, int(match[3] or 0), match[4] is not None)
 

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from gpumon.model.field import Field
 from gpumon.server.damage import MAX_KEPT, Damage, copy_sound_lines, note_unplaced
 from gpumon.server.database import DatabaseError
-from gpumon.server.days import DayFile, utc_offsets
+from gpumon.server.days import FIRST_DAY, LAST_DAY, DayFile, utc_offsets
 
 Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 """Runs SQL with parameters and gives its rows; raises DatabaseError."""
@@ -166,9 +166,9 @@ def _cell(field: Field, columns: list[str], local: str, to_utc: str, *, tolerant
 
 def _plausible(instant: str) -> str:
     """SQL for a time that can be reckoned with; NULL for any other, as `infinity` and the year 9999 are."""
-    return (
-        f"CASE WHEN {instant} >= TIMESTAMP '1970-01-02' AND {instant} < TIMESTAMP '2200-01-01' THEN {instant} END"
-    )
+    end = LAST_DAY + timedelta(days=1)
+    inside = f"{instant} >= TIMESTAMP '{FIRST_DAY}' AND {instant} < TIMESTAMP '{end}'"
+    return f"CASE WHEN {inside} THEN {instant} END"
 
 
 def _local_to_utc(local: str, day_file: DayFile, zone: ZoneInfo) -> tuple[str, list[Any]]:

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 from zoneinfo import ZoneInfo
 
 from gpumon.clock import to_wire
+from gpumon.server.days import FIRST_DAY, LAST_DAY
 from gpumon.server.tables import Table
 
 _LONGEST = 1 << 20
@@ -124,6 +125,8 @@ class Lines:
             if _INSTANT.fullmatch(timestamp) is None:
                 return None
             local = datetime.fromisoformat(timestamp[:_SECONDS].decode())
+            if not FIRST_DAY <= local.date() <= LAST_DAY:
+                return None
             exact = to_wire(local.replace(tzinfo=self._zone)).encode()
         except (ValueError, OverflowError):
             return None
