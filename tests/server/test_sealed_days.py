@@ -167,8 +167,7 @@ def test_a_flipped_byte_is_found_and_the_day_made_anew(tmp_path: Path, kind: str
         filled(client, engine)
         before = answers(client)
         flip_a_byte(folder_of(tmp_path, DAYS[0], kind) / name)
-        engine.index.sealer._next_check = 0.0
-        engine.index.sealer._check(NEVER)
+        engine.index.scrubber.scrub(NEVER)
         assert answers(client) == before
         assert "gpumon_server_sealed_days_damaged_total 1.0" in client.get("/metrics").text
         sealed(engine)
@@ -179,10 +178,10 @@ def test_a_query_that_fails_on_a_sealed_file_has_all_of_them_checked(tmp_path: P
     with served(tmp_path, "UTC", NOW) as (client, engine):
         filled(client, engine)
         (folder_of(tmp_path, DAYS[0], "raw") / "samples.parquet").write_bytes(b"PAR1 no more PAR1")
-        engine.index.sealer._check(NEVER)  # nothing is due: it was checked at the start
+        engine.index.scrubber.scrub_due(NEVER)  # nothing is due: it was checked at the start
         export = {"format": "csv", **RANGE}
         client.get("/api/export", params=export)
-        engine.index.sealer._check(NEVER)
+        engine.index.scrubber.scrub_due(NEVER)
         exported = client.get("/api/export", params=export)
         assert exported.text.count("\n") == 1 + len(rows())
 
@@ -424,10 +423,9 @@ def test_rollups_that_nobody_could_make_again_are_answered_from_while_the_store_
         without_rows(engine)
         harm(folder_of(tmp_path, DAYS[0], kind) / name)
         for _ in range(2):
-            engine.index.sealer._next_check = 0.0
-            engine.index.sealer._check(NEVER)
+            engine.index.scrubber.scrub(NEVER)
         assert answers(client) == before
-        assert engine.index.sealer.damaged_days == 1
+        assert engine.index.scrubber.damaged_days == 1
         assert client.get("/api/usage", params=part).status_code == 200
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert answers(client) == before
@@ -633,7 +631,7 @@ def test_a_damaged_file_of_the_latest_rows_keeps_no_server_from_starting(
         with served(tmp_path / "alone", "UTC", NOW) as (alone, _):
             wanted = everything(alone)
         assert not list(differences(answers(client), wanted[:-2]))
-        engine.index.sealer._check(NEVER)
+        engine.index.scrubber.scrub_due(NEVER)
         assert not list(differences(everything(client), wanted))
         engine.index.sealer.seal_rows(DAYS[0], NEVER)
         assert not list(differences(everything(client), wanted))

@@ -193,7 +193,7 @@ class Engine:
             sealed_days=len(self.index.shelf.days),
             unsealed_days=len(self.index.shelf.deferred) + len(self.index.shelf.without_cells()),
             sealing_failures=self.index.sealer.failures,
-            damaged_days=self.index.sealer.damaged_days,
+            damaged_days=self.index.scrubber.damaged_days,
         )
 
     @property
@@ -276,7 +276,7 @@ class Engine:
     def _keep_sealed(self, stopping: threading.Event) -> None:
         while not stopping.wait(SEALING_SECONDS):
             if self.closed_because is None:
-                self.index.sealer.seal_due(stopping)
+                self.index.seal_due(stopping)
 
     def _announce_deletions(self) -> None:
         """The old program ignored data_retention_days: whoever comes from it shall have time to set it."""

@@ -22,6 +22,7 @@ from gpumon.server.arrivals import Arrivals
 from gpumon.server.catchup import CatchUp
 from gpumon.server.days import FileNames
 from gpumon.server.rolling import Roller
+from gpumon.server.scrubbing import Scrubber
 from gpumon.server.sealedfiles import SealedFiles
 from gpumon.server.sealer import Sealer
 from gpumon.server.sealing.stamps import sealing_stamps
@@ -104,6 +105,7 @@ class Index:
             memory_mb=performance.seal_memory_mb,
             stale_after=stale_after,
         )
+        self.scrubber = Scrubber(self.store, self.shelf, self.catchup.exclusively)
         self.roller = Roller(
             self.store, self.touched, self.catchup.exclusively, self.sealer.awaited, now, stale_after
         )
@@ -118,13 +120,18 @@ class Index:
         except StorageError as error:  # as on a full disk: questions are answered from the rows
             log.warning("rolling_failed error=%s", error)
 
+    def seal_due(self, stopping: threading.Event, tell: Callable[[str], None] = log.info) -> int:
+        """Scrubs what is sealed, where that is due, and seals what is due; gives the number of what was sealed."""
+        self.scrubber.scrub_due(stopping)
+        return self.sealer.seal_due(stopping, tell)
+
     def settle(self, tell: Callable[[str], None] = log.info) -> None:
         """Loads, rolls up and seals all that is due, until nothing is; `tell` hears of each day. For a server
         without upkeep."""
         never = threading.Event()
         while True:
             self.catchup.refresh()
-            sealed = self.sealer.seal_due(never, tell)
+            sealed = self.seal_due(never, tell)
             rolled = self.roller.roll_due(never.is_set, patient=False)
             if not sealed and not rolled:
                 return

@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 _AGAIN_SECONDS: Final = 600.0
 """After a failure a day waits so long."""
 _READERS_SECONDS: Final = 60.0
-_CHECK_SECONDS: Final = 86_400.0
-_STORE_HAS: Final = "its rows are gone, so answers are as they were as long as store.duckdb is there"
 _OVER: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 
@@ -77,15 +75,11 @@ class Sealer:
         self._memory_mb = memory_mb
         self._stale_after = stale_after
         self._not_before: dict[date, float] = {}
-        self._damaged_for_good: set[Path] = set()
         self.failures = 0
-        self.damaged_days = 0
-        self._next_check = 0.0
 
     def seal_due(self, stopping: threading.Event, tell: Callable[[str], None] = log.info) -> int:
         """Seals what is due, day by day, oldest first; `tell` hears of each. Gives the number of days and accounts
         that were sealed."""
-        self._check(stopping)
         done = 0
         for step, due in ((self.seal_rows, self._rows_due()), (self.seal_cells, self._cells_due())):
             for day in due:
@@ -122,54 +116,6 @@ class Sealer:
         which late rows spoiled, that may be a while."""
         days = [day for day in self._shelf.without_cells() if day not in self._shelf.spoiled]
         return any(of <= hour < to for of, to in map(self._shelf.bounds, days))
-
-    def _check(self, stopping: threading.Event) -> None:
-        """Reads all that is sealed and compares checksums: at the start, once a day, and when a query failed on a
-        file. What is damaged is taken out, so that it is made anew from the CSV."""
-        if time.monotonic() < self._next_check and not self._store.suspect.is_set():
-            return
-        self._store.suspect.clear()
-        self._next_check = time.monotonic() + _CHECK_SECONDS
-        with self._exclusively():
-            folders = [(day, self._shelf.folders[day], raw.outputs) for day, raw in self._shelf.days.items()]
-            cells = dict(self._shelf.cells)
-        for day, folder, outputs in folders:
-            if stopping.is_set():
-                return
-            wrong = manifest.fault(folder, outputs)
-            if wrong is not None:
-                self._give_up(day, folder, wrong)
-        for day, folder in cells.items():
-            wrong = manifest.fault_of_cells(folder)
-            if wrong is not None:
-                self._give_up_cells(day, folder, wrong)
-
-    def _give_up(self, day: date, folder: Path, wrong: str) -> None:
-        with self._exclusively():
-            if self._shelf.folders.get(day) != folder or folder in self._damaged_for_good:
-                return
-            self.damaged_days += 1
-            if self._shelf.days[day].has_rows:
-                log.error("sealed_day_damaged day=%s fault=%s: it is made anew from the CSV", day, wrong)
-                self._shelf.remove(day, wrong)
-            else:
-                self._damaged_for_good.add(folder)
-                log.error("sealed_day_damaged day=%s fault=%s: %s", day, wrong, _STORE_HAS)
-
-    def _give_up_cells(self, day: date, folder: Path, wrong: str) -> None:
-        with self._exclusively():
-            known = self._shelf.cells.get(day) == folder and day not in self._shelf.spoiled
-            if not known or folder in self._damaged_for_good:
-                return
-            self.damaged_days += 1
-            if self._shelf.days[day].has_rows:
-                log.error("sealed_accounts_damaged day=%s fault=%s: they are made anew", day, wrong)
-                self._shelf.remove_cells(day)
-            else:
-                self._damaged_for_good.add(folder)
-                log.error("sealed_accounts_damaged day=%s fault=%s: %s", day, wrong, _STORE_HAS)
-                if manifest.fault_of_cells(folder, only=("fine.parquet",)) is not None:
-                    self._shelf.remove_fine(day)
 
     def _rows_due(self) -> list[date]:
         now = self._now()
