@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 
 from gpumon.server import disk, manifest
 from gpumon.server.engine import Engine
-from gpumon.server.retention import Policy, _fit, tidy
+from gpumon.server.retention import Policy, Retention
 from tests.samples import sample
 from tests.server import test_sealed_days as sealed_days
 from tests.server.conftest import serving, settings_for
@@ -22,6 +21,7 @@ from tests.server.test_sealed_answers import served
 
 DAYS = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in range(10, 25)]
 TODAY = DAYS[-1]
+COMPRESSING = Policy(keep_days=0, max_bytes=0, compress_after_days=1)
 
 
 def filled(folder: Path) -> None:
@@ -89,17 +89,9 @@ def test_no_day_goes_for_what_is_there_for_moments(tmp_path: Path) -> None:
         path = tmp_path / ".gpumon" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(100_000_000))
-    engine = Engine(settings_for(tmp_path), now=lambda: TODAY)
-    _fit(
-        tmp_path,
-        NAMES,
-        engine._csvlog,
-        everything,
-        TODAY.date(),
-        lambda work: work(),
-        nullcontext(),
-        NothingSealed(),
-    )
+    policy = Policy(keep_days=0, max_bytes=everything, compress_after_days=None)
+    with opened(tmp_path) as log:
+        Retention(tmp_path, NAMES, log, policy, lambda work: work(), NothingSealed()).tidy(TODAY.date())
     assert {path.name: path.stat().st_size for path in tmp_path.glob("gpu_metrics_*")} == before
 
 
@@ -118,7 +110,7 @@ def test_a_full_disk_is_freed_by_the_retention_also_where_it_has_to_write_first(
         assert reserve.stat().st_size == 2**20
         monkeypatch.setattr(manifest, "replace_file", as_on_a_full_disk)
         monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
-        engine._policy = Policy(keep_days=1, max_bytes=0, compress_after_days=None)
+        engine._retention._policy = Policy(keep_days=1, max_bytes=0, compress_after_days=None)
         engine.tidy_now()
     assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261121.csv"]
 
@@ -175,16 +167,7 @@ def test_a_file_whose_day_is_being_sealed_is_not_compressed_in_vain(
     monkeypatch.setattr("gpumon.server.retention.gzip.GzipFile", None)
     with opened(tmp_path) as log:
         log.append(rows_of(sample(timestamp="2026-11-10 12:00:00")), [])
-        tidy(
-            tmp_path,
-            NAMES,
-            log,
-            Policy(keep_days=0, max_bytes=0, compress_after_days=1),
-            TODAY.date(),
-            exclusively=lambda work: work(),
-            moving=nullcontext(),
-            sealed=BeingSealed(),
-        )
+        Retention(tmp_path, NAMES, log, COMPRESSING, lambda work: work(), BeingSealed()).tidy(TODAY.date())
     assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261110.csv"]
 
 
@@ -196,16 +179,6 @@ def test_a_file_that_gets_rows_while_it_is_compressed_stays_as_it_is(tmp_path: P
             log.append(rows_of(sample(timestamp="2026-11-10 13:00:00")), [])
             work()
 
-        policy = Policy(keep_days=0, max_bytes=0, compress_after_days=1)
-        tidy(
-            tmp_path,
-            NAMES,
-            log,
-            policy,
-            TODAY.date(),
-            exclusively=a_row_comes_first,
-            moving=nullcontext(),
-            sealed=NothingSealed(),
-        )
+        Retention(tmp_path, NAMES, log, COMPRESSING, a_row_comes_first, NothingSealed()).tidy(TODAY.date())
         assert [path.name for path in tmp_path.glob("gpu_metrics_*")] == ["gpu_metrics_20261110.csv"]
         assert (tmp_path / "gpu_metrics_20261110.csv").read_bytes().count(b"\n") == 3

@@ -27,6 +27,7 @@ from gpumon.server import sealer as sealer_module
 from gpumon.server import shelf as shelf_module
 from gpumon.server.database import DatabaseError
 from gpumon.server.engine import Engine
+from gpumon.server.retention import Policy
 from gpumon.server.sealing import worker
 from tests.samples import full_sample, pod
 from tests.server.test_sealed_answers import NEVER, Client, differences, served
@@ -75,7 +76,7 @@ def sealed(engine: Engine, days: Sequence[date] = DAYS) -> None:
 
 def without_rows(engine: Engine) -> None:
     """The first day's rows are deleted, as retention does it."""
-    engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+    engine._retention._policy = Policy(keep_days=1, max_bytes=0, compress_after_days=None)
     engine.tidy_now()
     engine.index.shelf.delete_retired(5)
 
@@ -235,7 +236,7 @@ def sealed_again(client: Client, engine: Engine) -> None:
 
 
 def compressed(client: Client, engine: Engine) -> None:
-    engine._policy = type(engine._policy)(keep_days=0, max_bytes=0, compress_after_days=1)
+    engine._retention._policy = Policy(keep_days=0, max_bytes=0, compress_after_days=1)
     engine.tidy_now()
     assert len(list(engine._folder.glob("*.csv.gz"))) == 4
 
@@ -455,7 +456,7 @@ def test_retention_waits_a_day_for_the_accounts_of_a_day_that_is_being_sealed(tm
         assert client.post("/api/receive-data", json=rows()).status_code == 200
         engine.index.catchup.refresh()
         engine.index.sealer.seal_rows(DAYS[0], NEVER)
-        engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+        engine._retention._policy = Policy(keep_days=1, max_bytes=0, compress_after_days=None)
         engine.tidy_now()
         assert list(tmp_path.glob("gpu_metrics_20261120.csv"))
         engine.index.sealer.seal_cells(DAYS[0], NEVER)
@@ -480,7 +481,7 @@ def test_csv_files_that_come_back_after_retention_count_again_and_once(tmp_path:
         filled(client, engine)
         before = answers(client)
         kept = {path: path.read_bytes() for path in tmp_path.glob("*_20261120.csv")}
-        engine._policy = type(engine._policy)(keep_days=1, max_bytes=0, compress_after_days=None)
+        engine._retention._policy = Policy(keep_days=1, max_bytes=0, compress_after_days=None)
         engine.tidy_now()
         if when == "while running":
             assert not engine.index.shelf.days[DAYS[0]].has_rows
@@ -645,7 +646,7 @@ def test_a_late_row_of_a_day_whose_rows_are_gone_counts_beside_what_is_kept_of_i
         with_first_day_sealed(client, engine, few_rows()[:6])
         samples, hours = figures(client)
         for max_bytes in (1, 10**12):
-            engine._policy = type(engine._policy)(keep_days=0, max_bytes=max_bytes, compress_after_days=None)
+            engine._retention._policy = Policy(keep_days=0, max_bytes=max_bytes, compress_after_days=None)
             engine.tidy_now()
         engine.index.shelf.delete_retired(5)
         assert not list(tmp_path.glob("*.csv"))
@@ -704,7 +705,7 @@ def test_a_day_whose_accounts_a_late_row_made_out_of_date_keeps_them_when_the_di
         assert client.post("/api/receive-data", json=late_row()).status_code == 200
         before = figures(client)[1]
         size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-        engine._policy = type(engine._policy)(keep_days=0, max_bytes=size - 1, compress_after_days=None)
+        engine._retention._policy = Policy(keep_days=0, max_bytes=size - 1, compress_after_days=None)
         engine.tidy_now()
         assert len(list(tmp_path.glob("gpu_metrics_*.csv"))) == 1
         assert figures(client)[1] == before

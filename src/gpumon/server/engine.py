@@ -10,6 +10,7 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -30,7 +31,7 @@ from gpumon.server.index import Index
 from gpumon.server.ingest import Ingest
 from gpumon.server.journal import Journal
 from gpumon.server.reader import Reader
-from gpumon.server.retention import Policy, tidy, too_old
+from gpumon.server.retention import Policy, Retention
 from gpumon.server.settings import ServerSettings
 from gpumon.tasks import Task
 
@@ -73,11 +74,6 @@ class Engine:
         self._folder = Path(storage.output_directory)
         self._names = FileNames(storage.csv_filename_prefix)
         self._housekeeping_seconds = performance.gc_interval
-        self._policy = Policy(
-            keep_days=storage.data_retention_days,
-            max_bytes=int(storage.max_disk_mb * _MB),
-            compress_after_days=storage.compress_after_days if storage.enable_file_compression else None,
-        )
         past = timedelta(days=limits.accept_past_days)
         self.acceptor = Acceptor(self._zone, past, timedelta(seconds=limits.accept_future_seconds))
         journal = Journal(self._folder / ".gpumon" / "commits.log", past.total_seconds())
@@ -107,6 +103,14 @@ class Engine:
             group_delay_seconds=performance.commit_delay_ms / 1000,
             max_batches=performance.buffer_size,
             sync_interval_seconds=performance.file_sync_interval,
+        )
+        policy = Policy(
+            keep_days=storage.data_retention_days,
+            max_bytes=int(storage.max_disk_mb * _MB),
+            compress_after_days=storage.compress_after_days if storage.enable_file_compression else None,
+        )
+        self._retention = Retention(
+            self._folder, self._names, self._csvlog, policy, self._alone_with_files, self.index.sealed_files
         )
         store = self.index.store
         refresh = partial(self.index.catchup.refresh_for_query, QUERY_PATIENCE_SECONDS)
@@ -281,7 +285,7 @@ class Engine:
     def _announce_deletions(self) -> None:
         """The old program ignored data_retention_days: whoever comes from it shall have time to set it."""
         today = self._now().astimezone(self._zone).date()
-        doomed = too_old(self._folder, self._names, self._policy, today)
+        doomed = self._retention.too_old(today)
         if doomed:
             log.warning(
                 "retention will delete files=%d from=%s to=%s in=%gs; to keep them set data_retention_days=0",
@@ -293,14 +297,8 @@ class Engine:
 
     def tidy_now(self) -> None:
         """Retention, compression and disk cap, once. Returns when done."""
-        today = self._now().astimezone(self._zone).date()
-        tidy(
-            self._folder,
-            self._names,
-            self._csvlog,
-            self._policy,
-            today,
-            exclusively=self._ingest.between_writes,
-            moving=self.index.catchup.exclusively(),
-            sealed=self.index.sealed_files,
-        )
+        self._retention.tidy(self._now().astimezone(self._zone).date())
+
+    def _alone_with_files(self, work: Callable[[], None]) -> None:
+        with self.index.catchup.exclusively():
+            self._ingest.between_writes(work)

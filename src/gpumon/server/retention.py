@@ -1,8 +1,8 @@
 """Housekeeping of the files: deletes days that are too old or too many for the disk, compresses past days.
 
-The slow part, compressing, goes on beside the writer; only what deletes or renames runs between two of its writes
-(`exclusively`), while nobody looks at the folder (`moving`), so that no file is moved under an append and none is
-kept waiting by gzip. A reader that is just reading is safe: queries read the store and what is sealed, which goes
+The slow part, compressing, goes on beside the writer; only what deletes or renames runs between two of its writes,
+while nobody looks at the folder (`alone`), so that no file is moved under an append and none is kept waiting by
+gzip. A reader that is just reading is safe: queries read the store and what is sealed, which goes
 only when nobody reads it any more. Of a day that is sealed the rows go, its rollups stay, so that its GPU-hours
 and averages are still answered."""
 
@@ -13,10 +13,8 @@ import logging
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final, Protocol
@@ -46,8 +44,8 @@ class Policy:
     compress_after_days: int | None
 
 
-Exclusively = Callable[[Callable[[], None]], None]
-"""Runs a function between two writes, and returns when it has run."""
+Alone = Callable[[Callable[[], None]], None]
+"""Runs a function between two writes, while nobody looks at the folder, and returns when it has run."""
 
 
 class Sealed(Protocol):
@@ -75,75 +73,126 @@ class Sealed(Protocol):
         """A file has been compressed."""
 
 
-def tidy(
-    folder: Path,
-    names: FileNames,
-    csvlog: CsvLog,
-    policy: Policy,
-    today: date,
-    *,
-    exclusively: Exclusively,
-    moving: AbstractContextManager[object],
-    sealed: Sealed,
-) -> None:
-    """Applies the policy once. Trouble with one file is logged, and the others go on. While `moving` is entered,
-    nobody looks at the folder."""
-    use_reserve(folder / ".gpumon")
-    files = _day_files(folder, names)
-    for day, group in groupby(files, key=lambda file: file[0].day):
-        of_day, age = list(group), (today - day).days
-        expired = policy.keep_days and age > policy.keep_days
-        if expired and age == policy.keep_days + 1 and sealed.awaits_accounts(day):
-            continue  # but no longer than a day: what can't be sealed must go, too
-        if expired:
-            with moving:
-                exclusively(partial(_delete_day, csvlog, day, of_day, sealed, "older than data_retention_days"))
-        elif policy.compress_after_days is not None and age >= policy.compress_after_days:
+class Retention:
+    """Applies a policy to a data folder; from one thread. Trouble with a file is logged, and the others go on."""
+
+    def __init__(
+        self, folder: Path, names: FileNames, csvlog: CsvLog, policy: Policy, alone: Alone, sealed: Sealed
+    ) -> None:
+        self._folder = folder
+        self._state = folder / ".gpumon"
+        self._names = names
+        self._csvlog = csvlog
+        self._policy = policy
+        self._alone = alone
+        self._sealed = sealed
+
+    def tidy(self, today: date) -> None:
+        """Applies the policy once."""
+        policy = self._policy
+        use_reserve(self._state)
+        for day, group in groupby(_day_files(self._folder, self._names), key=lambda file: file[0].day):
+            of_day, age = list(group), (today - day).days
+            expired = policy.keep_days and age > policy.keep_days
+            if expired and age == policy.keep_days + 1 and self._sealed.awaits_accounts(day):
+                continue  # but no longer than a day: what can't be sealed must go, too
+            if expired:
+                self._delete_day(day, of_day, "older than data_retention_days")
+            elif policy.compress_after_days is not None and age >= policy.compress_after_days:
+                for day_file, path in of_day:
+                    try:
+                        if not day_file.compressed:
+                            self._compress(day_file, path)
+                    except (OSError, StorageError) as error:
+                        log.warning("housekeeping_failed file=%s error=%s", path.name, error)
+        if policy.max_bytes:
+            self._fit(today)
+        keep_reserve(self._state)
+
+    def too_old(self, today: date) -> list[Path]:
+        """The files that the next run will delete for their age."""
+        keep_days = self._policy.keep_days
+        files = _day_files(self._folder, self._names) if keep_days else []
+        return [path for day_file, path in files if (today - day_file.day).days > keep_days]
+
+    def _fit(self, today: date) -> None:
+        """Deletes the oldest days, each with all of its files, until the folder fits; today's files always stay.
+        Days whose rollups are just being made are the last to go, as these would go with them."""
+        files, allowed = _day_files(self._folder, self._names), self._policy.max_bytes
+        used = sum(_size(path) for path in [*(path for _, path in files), *_own_files(self._state)])
+        past = [
+            (self._sealed.awaits_accounts(day), day, list(group))
+            for day, group in groupby(files, key=lambda file: file[0].day)
+            if day < today
+        ]
+        for _, day, of_day in sorted(past, key=lambda one: one[:2]):
+            if used <= allowed:
+                return
+            used -= sum(_size(path) for path in [path for _, path in of_day] + (self._sealed.rows_of(day) or []))
+            self._delete_day(day, of_day, "more than max_disk_mb")
+        if used > allowed:
+            log.warning(
+                "disk_cap_not_met used=%d allowed=%d: only today is left; raise max_disk_mb", used, allowed
+            )
+
+    def _delete_day(self, day: date, of_day: list[tuple[DayFile, Path]], reason: str) -> None:
+        sealed = self._sealed
+
+        def delete() -> None:
+            for _, path in of_day:
+                path.replace(path)  # Windows refuses it where somebody has the file open: nothing is changed yet
+            begun = sealed.is_leaving(day)
+            keeps_rollups = begun or sealed.rows_of(day) is not None
+            if keeps_rollups and not begun:
+                sealed.drop_rows(day)
             for day_file, path in of_day:
-                try:
-                    if not day_file.compressed:
-                        _compress(csvlog, day_file, path, exclusively, moving, sealed)
-                except (OSError, StorageError) as error:
-                    log.warning("housekeeping_failed file=%s error=%s", path.name, error)
-    if policy.max_bytes:
-        _fit(folder, names, csvlog, policy.max_bytes, today, exclusively, moving, sealed)
-    keep_reserve(folder / ".gpumon")
+                self._csvlog.release(day_file)
+                size = path.stat().st_size
+                path.unlink()
+                log.info("day_file_deleted file=%s bytes=%d reason=%r", path.name, size, reason)
+            if keeps_rollups:
+                sealed.dropped(day)
 
+        def try_to_delete() -> None:
+            try:
+                delete()
+            except (OSError, StorageError) as error:
+                log.warning("housekeeping_failed day=%s error=%s", day, error)
 
-def too_old(folder: Path, names: FileNames, policy: Policy, today: date) -> list[Path]:
-    """The files that the next run will delete for their age."""
-    if not policy.keep_days:
-        return []
-    return [path for day_file, path in _day_files(folder, names) if (today - day_file.day).days > policy.keep_days]
+        self._alone(try_to_delete)
 
-
-def _fit(
-    folder: Path,
-    names: FileNames,
-    csvlog: CsvLog,
-    max_bytes: int,
-    today: date,
-    exclusively: Exclusively,
-    moving: AbstractContextManager[object],
-    sealed: Sealed,
-) -> None:
-    """Deletes the oldest days, each with all of its files, until the folder fits; today's files always stay. Days
-    whose rollups are just being made are the last to go, as these would go with them."""
-    files = _day_files(folder, names)
-    used = sum(_size(path) for path in [*(path for _, path in files), *_own_files(folder / ".gpumon")])
-    past = [
-        (sealed.awaits_accounts(day), day, list(group))
-        for day, group in groupby(files, key=lambda file: file[0].day)
-        if day < today
-    ]
-    for _, day, of_day in sorted(past, key=lambda one: one[:2]):
-        if used <= max_bytes:
+    def _compress(self, day_file: DayFile, path: Path) -> None:
+        """The compressed file is whole and synced before the plain one goes, and gets its name after: at no moment
+        do both count, and a kill in between is finished at the next start (`healing.finish_compressions`). Where
+        the compressed name is taken, the file stays as it is; where its day is being sealed, or rows came
+        meanwhile, it waits for the next run."""
+        target = path.with_name(path.name + ".gz")
+        size = path.stat().st_size
+        if target.exists() or not self._sealed.may_compress(path.name, size):
             return
-        used -= sum(_size(path) for path in [path for _, path in of_day] + (sealed.rows_of(day) or []))
-        with moving:
-            exclusively(partial(_delete_day, csvlog, day, of_day, sealed, "more than max_disk_mb"))
-    if used > max_bytes:
-        log.warning("disk_cap_not_met used=%d allowed=%d: only today is left; raise max_disk_mb", used, max_bytes)
+        aside = target.with_name(target.name + ".new")
+        try:
+            with path.open("rb") as source, aside.open("wb") as raw:
+                with gzip.GzipFile(path.name, "wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as packed:
+                    shutil.copyfileobj(source, packed, 1 << 20)
+                raw.flush()
+                sync_file(raw)
+
+            def exchange() -> None:
+                if path.stat().st_size != size or not self._sealed.may_compress(path.name, size):
+                    return
+                self._csvlog.release(day_file)
+                path.unlink()
+                aside.replace(target)
+                there = target.stat()
+                self._sealed.renamed(path.name, target.name, there.st_size, there.st_mtime_ns)
+                sync_folder(target.parent)
+                log.info("day_file_compressed file=%s bytes=%d to=%d", path.name, size, there.st_size)
+
+            self._alone(exchange)
+        finally:
+            if path.exists():
+                aside.unlink(missing_ok=True)
 
 
 def _own_files(state: Path) -> Iterator[Path]:
@@ -191,70 +240,3 @@ def _is_governed(path: Path, table: Table) -> bool:
         return False
     columns = header.decode(errors="replace").split(",")
     return table.header.startswith(header) and set(table.identity) <= set(columns)
-
-
-def _delete_day(
-    csvlog: CsvLog,
-    day: date,
-    of_day: list[tuple[DayFile, Path]],
-    sealed: Sealed,
-    reason: str,
-) -> None:
-    try:
-        for _, path in of_day:
-            path.replace(path)  # Windows refuses it where somebody has the file open: before anything is changed
-        begun = sealed.is_leaving(day)
-        keeps_rollups = begun or sealed.rows_of(day) is not None
-        if keeps_rollups and not begun:
-            sealed.drop_rows(day)
-        for day_file, path in of_day:
-            csvlog.release(day_file)
-            size = path.stat().st_size
-            path.unlink()
-            log.info("day_file_deleted file=%s bytes=%d reason=%r", path.name, size, reason)
-        if keeps_rollups:
-            sealed.dropped(day)
-    except (OSError, StorageError) as error:
-        log.warning("housekeeping_failed day=%s error=%s", day, error)
-
-
-def _compress(
-    csvlog: CsvLog,
-    day_file: DayFile,
-    path: Path,
-    exclusively: Exclusively,
-    moving: AbstractContextManager[object],
-    sealed: Sealed,
-) -> None:
-    """The compressed file is whole and synced before the plain one goes, and gets its name after: at no moment do
-    both count, and a kill in between is finished at the next start (`healing.finish_compressions`). Where the
-    compressed name is taken, the file stays as it is; where its day is being sealed, or rows came meanwhile, it
-    waits for the next run."""
-    target = path.with_name(path.name + ".gz")
-    size = path.stat().st_size
-    if target.exists() or not sealed.may_compress(path.name, size):
-        return
-    aside = target.with_name(target.name + ".new")
-    try:
-        with path.open("rb") as source, aside.open("wb") as raw:
-            with gzip.GzipFile(path.name, "wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as packed:
-                shutil.copyfileobj(source, packed, 1 << 20)
-            raw.flush()
-            sync_file(raw)
-
-        def exchange() -> None:
-            if path.stat().st_size != size or not sealed.may_compress(path.name, size):
-                return
-            csvlog.release(day_file)
-            path.unlink()
-            aside.replace(target)
-            there = target.stat()
-            sealed.renamed(path.name, target.name, there.st_size, there.st_mtime_ns)
-            sync_folder(target.parent)
-            log.info("day_file_compressed file=%s bytes=%d to=%d", path.name, size, target.stat().st_size)
-
-        with moving:
-            exclusively(exchange)
-    finally:
-        if path.exists():
-            aside.unlink(missing_ok=True)
