@@ -2,13 +2,15 @@
 
 The whole body is decoded in one typed pass; only when that fails is it taken piece by piece, so that all good
 samples are kept, and of a good sample all good entries of `pods` and labels. What is bad is reported with its
-place. A lone surrogate in a text becomes U+FFFD, the sign for what could not be read. A very long integer is
-refused by its field; in an unknown field it is ignored like any other value.
+place. A lone surrogate in a text becomes U+FFFD, the sign for what could not be read; NaN, which is no JSON but
+what Python's `json.dumps` writes for a reading that is none, is null. Infinity and a very long integer are refused
+by their field; in an unknown field they are ignored like any other value.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +39,7 @@ _decode_list = msgspec.json.Decoder(list[GpuSample]).decode
 _decode_one = msgspec.json.Decoder(GpuSample).decode
 _decode_anything = msgspec.json.Decoder(float_hook=float).decode  # 1e999 is inf here, and then out of bounds
 _SHOWN_KEY = 80
+_CONSTANTS: dict[str, float | None] = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -128,22 +131,18 @@ def _decode_untyped(body: bytes) -> Any:
 
 
 def _decode_leniently(body: bytes) -> Any:
-    """Like `_decode_untyped`, also where msgspec reads no further: lone surrogates, which stay in the texts, and
-    integers of thousands of digits."""
+    """Like `_decode_untyped`, also where msgspec reads no further: lone surrogates, which stay in the texts,
+    integers of thousands of digits, NaN and Infinity."""
     if body.count(b",") > MAX_VALUES:
         raise BadBody(f"the body holds more than {MAX_VALUES} values; send fewer at once", status=413)
     try:
-        return json.loads(body.decode(), parse_int=_integer, parse_constant=_refuse_constant)
+        return json.loads(body.decode(), parse_int=_integer, parse_constant=_CONSTANTS.get)
     except ValueError as error:
         raise BadBody(f"the body is not valid JSON in UTF-8: {error}") from error
 
 
 def _integer(digits: str) -> int:
     return int(digits[:MAX_DIGITS])
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON; send null instead")
 
 
 def _one_by_one(entries: list[Any], faults: Faults) -> list[tuple[int, Any]]:
