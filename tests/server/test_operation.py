@@ -65,6 +65,16 @@ def test_a_question_that_can_not_be_is_422_with_a_sentence(
     assert answer.status_code == 422
     assert answer.json()["error_code"] == "VALIDATION_ERROR"
     assert word in answer.json()["detail"]
+    assert word in answer.json()["errors"][0]["msg"] or word in answer.json()["errors"][0]["loc"]
+
+
+def test_a_question_without_a_content_type_is_json(serve: Serve) -> None:
+    client = serve()
+    client.post("/api/receive-data", content=json.dumps(sample())).raise_for_status()
+    for name in ("statistics", "realtime", "list"):
+        answer = client.post(f"/api/gpu/{name}", content=b"{}")
+        assert "content-type" not in answer.request.headers
+        assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize(

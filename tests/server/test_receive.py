@@ -14,6 +14,7 @@ import pytest
 
 from gpumon.model.fields import CSV_COLUMNS, SEED_COLUMNS
 from gpumon.server.decode import MAX_OBJECTS, MAX_VALUES
+from gpumon.server.settings import Limits
 from tests.samples import full_sample, pod, sample
 from tests.server.conftest import Serve
 
@@ -332,3 +333,30 @@ def test_a_row_is_filed_under_its_own_day_not_that_of_its_arrival(serve: Serve, 
         "gpu_metrics_20261120.csv",
         "gpu_metrics_20261121.csv",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_any_of_its_encodings_is_read(serve: Serve, tmp_path: Path, encoding: str) -> None:
+    body = json.dumps([sample()], ensure_ascii=False).encode(encoding)
+    assert serve().post(PATH, content=body, headers=JSON).json()["received_count"] == 1
+    assert len(stored(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["實驗室\N{IDEOGRAPHIC SPACE}一號機", "salle\N{NO-BREAK SPACE}2", "👩‍💻", "soft\xadhyphen"]
+)
+def test_names_in_any_script_are_stored(serve: Serve, tmp_path: Path, name: str) -> None:
+    client = serve()
+    answer = client.post(PATH, json=sample(client_name=name, gpu_name=name))
+    assert answer.json()["received_count"] == 1, answer.text
+    assert (stored(tmp_path)[0]["client_name"], stored(tmp_path)[0]["gpu_name"]) == (name, name)
+    assert [gpu["client_name"] for gpu in client.post("/api/gpu/list").json()["data"]] == [name]
+
+
+def test_a_sample_of_years_ago_is_stored_and_one_of_a_clock_that_was_never_set_is_not(
+    serve: Serve, tmp_path: Path
+) -> None:
+    client = serve(limits={"accept_past_days": Limits().accept_past_days})
+    samples = [sample(timestamp=f"{year}-06-01 12:00:00") for year in (1970, 2000, 2024)]
+    answer = client.post(PATH, json=samples).json()
+    assert (answer["received_count"], [fault["index"] for fault in answer["errors"]]) == (1, [0, 1])

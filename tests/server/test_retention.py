@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ import pytest
 
 from gpumon.server import disk, manifest
 from gpumon.server.engine import Engine
-from gpumon.server.retention import Policy, Retention
+from gpumon.server.retention import Policy, Retention, Sealed
 from tests.samples import sample
 from tests.server import test_sealed_days as sealed_days
 from tests.server.conftest import serving, settings_for
@@ -31,14 +31,27 @@ def filled(folder: Path) -> None:
 
 
 def tidied(folder: Path, **storage: object) -> dict[str, int]:
-    """The names and sizes of the day files after one housekeeping run of a server."""
+    """The names and sizes of the day files after two housekeeping runs of a server, and what is due between."""
     engine = Engine(settings_for(folder, storage=storage), now=lambda: TODAY)
-    engine.open()
+    engine.open(upkeep=False)
     try:
+        engine.index.catchup.refresh()
+        engine.tidy_now()
+        engine.index.settle()
         engine.tidy_now()
     finally:
         engine.close()
+    return sizes(folder)
+
+
+def sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.glob("gpu_metrics_*"))}
+
+
+def tidy(folder: Path, policy: Policy, sealed: Sealed) -> None:
+    """One run without a server."""
+    with opened(folder) as log:
+        Retention(folder, NAMES, log, policy, lambda work: work(), sealed).tidy(TODAY.date())
 
 
 def total(folder: Path) -> int:
@@ -46,11 +59,34 @@ def total(folder: Path) -> int:
         return int(client.post("/api/gpu/statistics").json()["data"]["samples"])
 
 
-def test_days_older_than_the_retention_go_with_their_rows(tmp_path: Path) -> None:
+def test_days_older_than_the_retention_go_and_leave_their_rollups(tmp_path: Path) -> None:
     filled(tmp_path)
-    names = list(tidied(tmp_path, data_retention_days=3))
-    assert names == [f"gpu_metrics_202611{day}.csv" for day in (21, 22, 23, 24)]
-    assert total(tmp_path) == 4 * 20
+    names = list(tidied(tmp_path, data_retention_days=10))
+    assert names == [f"gpu_metrics_202611{day}.csv" for day in range(14, 25)]
+    assert total(tmp_path) == len(DAYS) * 20
+
+
+@pytest.mark.parametrize("which", ["age", "cap"])
+def test_a_day_waits_for_its_rollups_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, which: str
+) -> None:
+    filled(tmp_path)
+    keep_days, max_bytes = (3, 0) if which == "age" else (0, 1)
+    policy = Policy(keep_days=keep_days, max_bytes=max_bytes, compress_after_days=None)
+    sealed = NeverSealed()
+    with opened(tmp_path) as log:
+        retention = Retention(tmp_path, NAMES, log, policy, lambda work: work(), sealed)
+        for _ in range(2):
+            retention.tidy(TODAY.date())
+        assert len(sizes(tmp_path)) == len(DAYS)
+        assert sealed.hastened == {day.date() for day in DAYS if which == "cap" or (TODAY - day).days > 3} - {
+            TODAY.date()
+        }
+        assert caplog.text.count("retention will delete day=2026-11-10") == 1
+        monkeypatch.setattr("gpumon.server.retention._AGE_PATIENCE_SECONDS", 0.0)
+        monkeypatch.setattr("gpumon.server.retention._CAP_PATIENCE_SECONDS", 0.0)
+        retention.tidy(TODAY.date())
+        assert len(sizes(tmp_path)) == len(DAYS) - len(sealed.hastened)
 
 
 def test_retention_0_keeps_all(tmp_path: Path) -> None:
@@ -73,9 +109,10 @@ def test_past_days_are_compressed_and_still_answered_and_late_rows_get_a_part(tm
 
 def test_the_oldest_days_go_while_the_folder_is_too_large(tmp_path: Path) -> None:
     filled(tmp_path)
-    sizes = tidied(tmp_path)
     everything = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    names = list(tidied(tmp_path, max_disk_mb=(everything - 3 * sizes["gpu_metrics_20261110.csv"] + 1) / 1e6))
+    allowed = everything - 3 * sizes(tmp_path)["gpu_metrics_20261110.csv"] + 1
+    tidy(tmp_path, Policy(keep_days=0, max_bytes=allowed, compress_after_days=None), NothingSealed())
+    names = list(sizes(tmp_path))
     assert names[0] > "gpu_metrics_20261112.csv"
     assert names[-1] == "gpu_metrics_20261124.csv"
 
@@ -89,10 +126,8 @@ def test_no_day_goes_for_what_is_there_for_moments(tmp_path: Path) -> None:
         path = tmp_path / ".gpumon" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(100_000_000))
-    policy = Policy(keep_days=0, max_bytes=everything, compress_after_days=None)
-    with opened(tmp_path) as log:
-        Retention(tmp_path, NAMES, log, policy, lambda work: work(), NothingSealed()).tidy(TODAY.date())
-    assert {path.name: path.stat().st_size for path in tmp_path.glob("gpu_metrics_*")} == before
+    tidy(tmp_path, Policy(keep_days=0, max_bytes=everything, compress_after_days=None), NothingSealed())
+    assert sizes(tmp_path) == before
 
 
 def test_a_full_disk_is_freed_by_the_retention_also_where_it_has_to_write_first(
@@ -135,8 +170,11 @@ class NothingSealed:
     def rows_of(self, _: date) -> None:
         return None
 
-    def awaits_accounts(self, _: date) -> bool:
+    def awaits_rollups(self, _: date, __: Iterable[str]) -> bool:
         return False
+
+    def hasten(self, day: date) -> None:
+        raise AssertionError(day)
 
     def is_leaving(self, _: date) -> bool:
         return False
@@ -152,6 +190,19 @@ class NothingSealed:
 
     def renamed(self, *_: object) -> None:
         raise AssertionError(_)
+
+
+class NeverSealed(NothingSealed):
+    """A shelf that can seal nothing."""
+
+    def __init__(self) -> None:
+        self.hastened: set[date] = set()
+
+    def awaits_rollups(self, _: date, __: Iterable[str]) -> bool:
+        return True
+
+    def hasten(self, day: date) -> None:
+        self.hastened.add(day)
 
 
 class BeingSealed(NothingSealed):

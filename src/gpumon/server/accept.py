@@ -8,6 +8,7 @@ its neighbour.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -37,6 +38,9 @@ _told = itemgetter(CSV_COLUMNS.index("timestamp"), _SAMPLED_AT)
 _UTILIZATION = CSV_COLUMNS.index("utilization_gpu")
 _UTILIZATION_MEAN = CSV_COLUMNS.index("utilization_mean")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?")
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Of Unicode's categories. Others that Python doesn't call printable are in good names: a full-width or no-break
+blank, what joins emoji."""
 _TIMESTAMP_FORM = re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}")
 _FORMULA = ("=", "+", "-", "@")
 _KNOWN_TEXTS = 20_000
@@ -214,8 +218,8 @@ def _keep(known: set[Any], good: tuple[str | None, ...]) -> None:
 def _text_fault(text: str, *, kubernetes_name: bool = False) -> str | None:
     if not text:
         return None
-    if not text.isprintable():
-        return "holds control characters or line breaks; names are printable text"
+    if not text.isprintable() and _UNPRINTABLE.intersection(map(unicodedata.category, text)):
+        return "holds control characters or line breaks; leave them out"
     if text.startswith(_FORMULA):
         return "begins with = + - or @, which a spreadsheet would run as a formula"
     if kubernetes_name and not _KUBERNETES_NAME.fullmatch(text):

@@ -56,6 +56,7 @@ def create_app(settings: ServerSettings, now: clock.Now = clock.now) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        strict_content_type=False,  # the old program's pages send their questions without one
         # Nobody reads it, and looking up whether somebody does is 8 % of a small request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         swagger_ui_parameters={

@@ -132,13 +132,14 @@ def _decode_untyped(body: bytes) -> Any:
 
 def _decode_leniently(body: bytes) -> Any:
     """Like `_decode_untyped`, also where msgspec reads no further: lone surrogates, which stay in the texts,
-    integers of thousands of digits, NaN and Infinity."""
+    integers of thousands of digits, NaN and Infinity, a byte order mark, UTF-16."""
     if body.count(b",") > MAX_VALUES:
         raise BadBody(f"the body holds more than {MAX_VALUES} values; send fewer at once", status=413)
     try:
-        return json.loads(body.decode(), parse_int=_integer, parse_constant=_CONSTANTS.get)
+        text = body.decode(json.detect_encoding(body))
+        return json.loads(text, parse_int=_integer, parse_constant=_CONSTANTS.get)
     except ValueError as error:
-        raise BadBody(f"the body is not valid JSON in UTF-8: {error}") from error
+        raise BadBody(f"the body is not valid JSON: {error}") from error
 
 
 def _integer(digits: str) -> int:

@@ -42,6 +42,8 @@ ROLLING_SECONDS = 2.0
 SEALING_SECONDS = 2.0
 FIRST_LOAD_SECONDS = 3.0
 QUERY_PATIENCE_SECONDS = 2.0
+RUNS_SECONDS = 400 * 86_400.0
+"""No agent sends a batch again after a longer outage than this."""
 _MB = 10**6
 
 
@@ -76,7 +78,8 @@ class Engine:
         self._housekeeping_seconds = performance.gc_interval
         past = timedelta(days=limits.accept_past_days)
         self.acceptor = Acceptor(self._zone, past, timedelta(seconds=limits.accept_future_seconds))
-        journal = Journal(self._folder / ".gpumon" / "commits.log", past.total_seconds())
+        remembered = min(past.total_seconds(), RUNS_SECONDS)
+        journal = Journal(self._folder / ".gpumon" / "commits.log", remembered)
         self._csvlog = CsvLog(
             self._folder,
             self._names,

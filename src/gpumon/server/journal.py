@@ -9,7 +9,7 @@ and the agent, which got no answer, sends the batch again. After a clean stop (`
 cut, since then another program may have appended rows.
 
 Batches of one run of an agent count up from 1, so a run is remembered as a few intervals, however long it
-was. Runs that fell silent longer ago than a sample may be old are forgotten.
+was. Runs that fell silent longer ago than any agent may send again are forgotten.
 """
 
 from __future__ import annotations

@@ -3,16 +3,17 @@
 The slow part, compressing, goes on beside the writer; only what deletes or renames runs between two of its writes,
 while nobody looks at the folder (`alone`), so that no file is moved under an append and none is kept waiting by
 gzip. A reader that is just reading is safe: queries read the store and what is sealed, which goes
-only when nobody reads it any more. Of a day that is sealed the rows go, its rollups stay, so that its GPU-hours
-and averages are still answered."""
+only when nobody reads it any more. Of a day the rows go, its rollups stay, so that its GPU-hours and averages are
+still answered: one that has none yet, as a file that was just put in, is sealed first."""
 
 from __future__ import annotations
 
 import gzip
 import logging
 import shutil
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _PASSING: Final = ("tmp", "piece.csv", "cleaned.csv")
 """Below `.gpumon`: what is there for moments."""
+_AGE_PATIENCE_SECONDS: Final = 86_400.0
+_CAP_PATIENCE_SECONDS: Final = 600.0
+"""How long a day that is to go waits for its rollups."""
 _LEVEL: Final = 3
 """Of gzip: 2.5 times as fast as the usual 6, for files that are 9 % larger. A day of 200 GPUs takes 16 s of CPU
 time."""
@@ -54,8 +58,11 @@ class Sealed(Protocol):
     def rows_of(self, day: date) -> list[Path] | None:
         """The files with the rows of a day that is sealed together with its rollups; None of any other."""
 
-    def awaits_accounts(self, day: date) -> bool:
-        """Whether a day is being sealed, so that its rollups are still to come."""
+    def awaits_rollups(self, day: date, names: Iterable[str]) -> bool:
+        """Whether what outlives the rows of a day's files is still to be made."""
+
+    def hasten(self, day: date) -> None:
+        """It is to be made now, whether or not further rows may come."""
 
     def is_leaving(self, day: date) -> bool:
         """Whether a deletion of a day's rows has begun, and its rollups are all that counts."""
@@ -86,6 +93,7 @@ class Retention:
         self._policy = policy
         self._alone = alone
         self._sealed = sealed
+        self._waiting: dict[date, float] = {}
 
     def tidy(self, today: date) -> None:
         """Applies the policy once."""
@@ -93,11 +101,9 @@ class Retention:
         use_reserve(self._state)
         for day, group in groupby(_day_files(self._folder, self._names), key=lambda file: file[0].day):
             of_day, age = list(group), (today - day).days
-            expired = policy.keep_days and age > policy.keep_days
-            if expired and age == policy.keep_days + 1 and self._sealed.awaits_accounts(day):
-                continue  # but no longer than a day: what can't be sealed must go, too
-            if expired:
-                self._delete_day(day, of_day, "older than data_retention_days")
+            if policy.keep_days and age > policy.keep_days:
+                if self._may_go(day, of_day, "older than data_retention_days", _AGE_PATIENCE_SECONDS):
+                    self._delete_day(day, of_day, "older than data_retention_days")
             elif policy.compress_after_days is not None and age >= policy.compress_after_days:
                 for day_file, path in of_day:
                     try:
@@ -117,23 +123,43 @@ class Retention:
 
     def _fit(self, today: date) -> None:
         """Deletes the oldest days, each with all of its files, until the folder fits; today's files always stay.
-        Days whose rollups are just being made are the last to go, as these would go with them."""
+        Days whose rollups are still to be made are the last to go."""
         files, allowed = _day_files(self._folder, self._names), self._policy.max_bytes
         used = sum(_size(path) for path in [*(path for _, path in files), *_own_files(self._state)])
         past = [
-            (self._sealed.awaits_accounts(day), day, list(group))
-            for day, group in groupby(files, key=lambda file: file[0].day)
+            (self._awaits(day, of_day), day, of_day)
+            for day, of_day in ((day, list(group)) for day, group in groupby(files, key=lambda file: file[0].day))
             if day < today
         ]
         for _, day, of_day in sorted(past, key=lambda one: one[:2]):
             if used <= allowed:
                 return
-            used -= sum(_size(path) for path in [path for _, path in of_day] + (self._sealed.rows_of(day) or []))
-            self._delete_day(day, of_day, "more than max_disk_mb")
+            if self._may_go(day, of_day, "more than max_disk_mb", _CAP_PATIENCE_SECONDS):
+                sealed_rows = self._sealed.rows_of(day) or []
+                used -= sum(_size(path) for path in [path for _, path in of_day] + sealed_rows)
+                self._delete_day(day, of_day, "more than max_disk_mb")
         if used > allowed:
             log.warning(
-                "disk_cap_not_met used=%d allowed=%d: only today is left; raise max_disk_mb", used, allowed
+                "disk_cap_not_met used=%d allowed=%d: what is left is of today, or is sealed first; where "
+                "this stays, raise max_disk_mb",
+                used,
+                allowed,
             )
+
+    def _awaits(self, day: date, of_day: list[tuple[DayFile, Path]]) -> bool:
+        return self._sealed.awaits_rollups(day, [path.name for _, path in of_day])
+
+    def _may_go(self, day: date, of_day: list[tuple[DayFile, Path]], reason: str, patience: float) -> bool:
+        """Whether a day's rollups are made, or have been waited for long enough: what can't be sealed must go,
+        too."""
+        if not self._awaits(day, of_day):
+            self._waiting.pop(day, None)
+            return True
+        self._sealed.hasten(day)
+        if day not in self._waiting:
+            self._waiting[day] = time.monotonic()
+            log.warning("retention will delete day=%s reason=%r once its rollups are made", day, reason)
+        return time.monotonic() - self._waiting[day] >= patience
 
     def _delete_day(self, day: date, of_day: list[tuple[DayFile, Path]], reason: str) -> None:
         sealed = self._sealed

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
 from gpumon.server import manifest
 from gpumon.server.days import FileNames
-from gpumon.server.relations import hot
+from gpumon.server.relations import SEALABLE, hot
 from gpumon.server.sealedtables import Known, note_file, rename_file
 from gpumon.server.shelf import Shelf
 from gpumon.server.store import Store
@@ -28,9 +29,27 @@ class SealedFiles:
             return None
         return [shelf.folders[day] / name for name in manifest.RAW_ROWS]
 
-    def awaits_accounts(self, day: date) -> bool:
-        """Whether a day is being sealed, so that its rollups are still to come."""
-        return day in self._shelf.deferred or day in self._shelf.without_cells()
+    def awaits_rollups(self, day: date, names: Iterable[str]) -> bool:
+        """Whether what outlives the rows of a day's files is still to be made: the day is not sealed, or rows have
+        come since. Of a day whose rows are gone nothing is made."""
+        shelf = self._shelf
+        raw = shelf.days.get(day)
+        if raw is not None and not raw.has_rows:
+            return False
+        if day in shelf.deferred or day in shelf.without_cells():
+            return True
+        return any(not self._is_sealed(name) for name in names)
+
+    def hasten(self, day: date) -> None:
+        """It is to be made now, whether or not further rows may come."""
+        self._shelf.urgent.add(day)
+
+    def _is_sealed(self, name: str) -> bool:
+        """Whether all of a file is sealed, or need not be."""
+        day_file, known = self._names.parse(name), self._shelf.files.get(name)
+        if day_file is None or day_file.table not in SEALABLE:
+            return True
+        return known is not None and known.sealed and self._shelf.sealed_bytes(name) == known.size
 
     def is_leaving(self, day: date) -> bool:
         """Whether a deletion of a day's rows has begun, and its rollups are all that counts."""

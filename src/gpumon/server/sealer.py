@@ -1,10 +1,10 @@
 """Seals days in the background: decides which, has a process of its own do it, puts the result on the shelf.
 
 A day is sealed when it has been over, and its files unchanged, for [PERFORMANCE] seal_after_minutes; again when
-later rows came; and at once when it is over and so large that loading it into the hot tables first would be of no
-use, as at the first start on a month of CSV files. Sealing has two steps: the rows, then the cells of the
-accounts, which need the rows around the day. Whatever happens in between, the CSV files are the truth and nothing
-is lost."""
+later rows came; and at once when it is over and either so large that loading it into the hot tables first would be
+of no use, as at the first start on a month of CSV files, or about to lose its rows to the retention. Sealing has
+two steps: the rows, then the cells of the accounts, which need the rows around the day. Whatever happens in
+between, the CSV files are the truth and nothing is lost."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class Sealer:
 
     def may_defer(self, day: date) -> bool:
         """Whether a day is over, so that it can be sealed without being loaded first."""
-        over = self._shelf.bounds(day)[1].replace(tzinfo=UTC)
-        return self._now() - over >= _OVER and day not in self._not_before and not self._is_without_rows(day)
+        over = self._is_over(day, self._now())
+        return over and day not in self._not_before and not self._is_without_rows(day)
 
     def _is_without_rows(self, day: date) -> bool:
         """Whether only rollups are left of a day, which rows that come late add to: sealed, they would replace
@@ -128,7 +128,11 @@ class Sealer:
                 if not known.sealed or self._shelf.sealed_bytes(name) != known.size:
                     day = day_file.day
                     unsealed[day] = unsealed.get(day, True) and self._is_quiet(day, known.mtime_ns, now)
-            return sorted({day for day, quiet in unsealed.items() if quiet} | self._shelf.deferred)
+            due = {day for day, quiet in unsealed.items() if quiet or day in self._shelf.urgent}
+            return sorted({day for day in due if self._is_over(day, now)} | self._shelf.deferred)
+
+    def _is_over(self, day: date, now: datetime) -> bool:
+        return now - self._shelf.bounds(day)[1].replace(tzinfo=UTC) >= _OVER
 
     def _is_quiet(self, day: date, mtime_ns: int, now: datetime) -> bool:
         over = self._shelf.bounds(day)[1].replace(tzinfo=UTC)
@@ -218,7 +222,7 @@ class Sealer:
                 day
                 for day in self._shelf.without_cells()
                 if not {day - _DAY, day, day + _DAY} & waiting
-                and (day not in self._shelf.spoiled or self._is_quiet_again(day))
+                and (day not in self._shelf.spoiled or day in self._shelf.urgent or self._is_quiet_again(day))
                 and now >= self._shelf.bounds(day)[1] + self._touched.reach
             ]
 
@@ -261,6 +265,7 @@ class Sealer:
                 cells = manifest.read(folder, CellsManifest)
                 folder = manifest.publish(folder, cells)
                 shelf.put_cells_in(day, folder, cells)
+                shelf.urgent.discard(day)
         finally:
             if shelf.cells.get(day) != folder:
                 shutil.rmtree(folder, ignore_errors=True)

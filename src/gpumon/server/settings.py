@@ -297,10 +297,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             gt=0,
             le=100_000,
-            description="How old a sample may be, so that an agent can deliver what an outage held back.",
+            description="How old a sample may be. An agent may deliver what an outage held back, and a month of "
+            "another program be posted; a clock that has lost its battery says 1970 or 2000.",
             extra={"unit": "days"},
         ),
-    ] = 400.0
+    ] = 3650.0
     max_range_days: Annotated[
         int, Meta(ge=1, le=36_600, description="Longest range that one query may ask for.", extra={"unit": "days"})
     ] = 366

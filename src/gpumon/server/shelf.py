@@ -70,6 +70,8 @@ class Shelf:
         self.spoiled: set[date] = set()
         self.deferred: set[date] = set()
         """Days that are over whose files wait to be sealed without having been loaded."""
+        self.urgent: set[date] = set()
+        """Days whose rows are about to be deleted, so that they are sealed without waiting for late rows."""
         self._retired: list[Path] = []
         self.removals = 0
         """How often a day was taken out, so that its files are to be loaded."""

@@ -81,8 +81,10 @@ def install(app: FastAPI) -> None:
         return error_answer(503, str(error), headers={"Retry-After": "5"})
 
     @app.exception_handler(QueryError)
-    async def query(_: Request, error: QueryError) -> Response:
-        return error_answer(error.status, str(error), errors=[] if error.status == 422 else None)
+    async def query(request: Request, error: QueryError) -> Response:
+        place = "body" if request.method == "POST" else "query"
+        faults = [{"loc": [place], "msg": str(error), "type": "value_error"}] if error.status == 422 else None
+        return error_answer(error.status, str(error), errors=faults)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
