@@ -135,6 +135,23 @@ def test_words_are_taken_in_any_case() -> None:
     assert (settings.logging.log_level, settings.storage.file_split_mode) == ("CRITICAL", "hourly")
 
 
+def test_what_stands_behind_a_value_or_in_its_place_in_old_files_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "server_config.ini"
+    path.write_text(
+        "[SERVER]\nport = 05001  # ours\ndebug =\n"
+        "[STORAGE]\noutput_directory = ./a #1\nmax_file_size_mb = 100 ; MB\ndata_retention_days = ; for ever?\n"
+        "enable_file_compression = yes\t; gzip\nfile_split_mode = hourly # parts\n"
+        "[LOGGING]\nlog_level = warn\n"
+    )
+    settings, warnings = ini.load(ServerSettings, path, {}, "GPUMON_SERVER_")
+    assert (settings.server.port, settings.server.debug) == (5001, False)
+    assert (settings.storage.output_directory, settings.storage.max_file_size_mb) == ("./a #1", 100)
+    assert (settings.storage.data_retention_days, settings.storage.enable_file_compression) == (30, True)
+    assert (settings.storage.file_split_mode, settings.logging.log_level) == ("hourly", "WARNING")
+    assert len(warnings) == 2
+    assert "[STORAGE] data_retention_days is empty: it is 30" in warnings[1]
+
+
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     path = tmp_path / "s.ini"
     path.write_text("[SERVER]\nport = 1\nhost = a\n")

@@ -28,6 +28,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
+_LEVELS = {"warn": "warning", "fatal": "critical", "notset": "debug"}
+"""Other names that Python has for levels of logging."""
+_COMMENT = re.compile(r"(?:^|\s)[;#].*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,11 @@ def load(settings: type[S], path: Path | None, environ: Mapping[str, str], prefi
                 )
             warnings.append(f"{path}: [{section.upper()}] {name} is not a setting of gpumon, ignored")
             continue
-        values[section][name] = _parse(known[section, name], text)
+        key = known[section, name]
+        if key.type is not str and not _without_comment(key, text):
+            warnings.append(f"{path}: [{section.upper()}] {name} is empty: it is {show(key.default)}")
+            continue
+        values[section][name] = _parse(key, text)
         where[section, name] = str(path)
     for variable, text in environ.items():
         if not variable.startswith(prefix):
@@ -127,13 +134,21 @@ def _read_file(path: Path) -> dict[tuple[str, str], str]:
 
 
 def _parse(key: Key, text: str) -> Any:
-    text = text.strip()
+    text = _without_comment(key, text)
+    lowered = text.lower()
     if key.type is bool:
-        lowered = text.lower()
         return True if lowered in _TRUE else False if lowered in _FALSE else text
     if get_origin(key.type) is Literal:
-        return next((choice for choice in get_args(key.type) if choice.lower() == text.lower()), text)
+        wanted = {lowered, _LEVELS.get(lowered, lowered)}
+        return next((choice for choice in get_args(key.type) if choice.lower() in wanted), text)
+    if key.type is int and text.isascii() and text.isdigit():
+        return int(text)  # 05000, too
     return text
+
+
+def _without_comment(key: Key, text: str) -> str:
+    """A value alone. A text may have a blank and a # or ; in it; behind any other value they begin a comment."""
+    return text.strip() if key.type is str else _COMMENT.sub("", text).strip()
 
 
 def _shown(value: Any) -> Any:

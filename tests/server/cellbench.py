@@ -106,6 +106,8 @@ class BenchReading:
     def select(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         return self._cursor.execute(sql, dict(parameters or {})).fetchall()
 
+    answer = select
+
     def coverage(self, start: datetime, end: datetime) -> Coverage:
         return Coverage(self._bench.hours, self._bench.fine, self._bench.days)
 

@@ -196,7 +196,7 @@ def _divide(  # noqa: PLR0915 - one sample, from top to bottom, as the rules are
         seconds=seconds,
         memory=None if memory is None else max(0.0, memory - sum(m or 0.0 for m in memories)),
         energy=None if energy is None else max(0.0, energy - sum(e or 0.0 for e in energies)),
-        measured=ok and (busy is not None or fate in ("free", "unhealthy")),
+        measured=ok and (busy is not None or (fate in ("free", "unhealthy") and not any(blind))),
     )  # fmt: skip
 
 

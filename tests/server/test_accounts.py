@@ -171,6 +171,34 @@ def test_what_was_never_measured_is_null_and_not_idle(serve: Serve) -> None:
     assert group["gpu_hours_unmeasured"] == group["gpu_hours_allocated"] == pytest.approx(1 / 60)
 
 
+@pytest.mark.parametrize("by", ["gpu", "node", "model", "none"])
+@pytest.mark.parametrize("mig", [None, "MIG-1"])
+def test_a_gpu_of_which_nothing_was_measured_has_no_use_that_is_0(serve: Serve, by: str, mig: str | None) -> None:
+    client = serve()
+    post(client, at(60, utilization_gpu=None, pods=[pod(mig_uuid=mig, gpu_share=1.0, utilization=None)]))
+    data = ask(client, "usage", 60, group_by=by)
+    for figures in (data["total"], *data["groups"]):
+        assert figures["gpu_hours_active"] is None
+        assert figures["gpu_hours_unmeasured"] == figures["gpu_hours_allocated"] == pytest.approx(1 / 60)
+    for group in data["groups"]:
+        assert group["utilization_mean"] is group["utilization_max"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "allocated"),
+    [({"holder_count": None}, None), ({"state": "unknown", "utilization_gpu": None}, None),
+     ({"holder_count": 0, "pods": [], "utilization_gpu": 0.0}, 0.0), ({"holder_count": 0, "pods": []}, 0.0)],
+    ids=["a client that does not know of pods", "a GPU that hangs", "free", "used, not held"],
+)  # fmt: skip
+def test_hours_held_are_0_only_where_it_is_known_that_nobody_held(
+    serve: Serve, fields: dict[str, Any], allocated: float | None
+) -> None:
+    client = serve()
+    post(client, at(60, **fields))
+    data = ask(client, "usage", 60, group_by="gpu")
+    assert [group["gpu_hours_allocated"] for group in (data["total"], *data["groups"])] == [allocated] * 2
+
+
 def test_shares_that_add_up_to_too_much_allocate_no_more_than_the_gpu(serve: Serve) -> None:
     client = serve()
     post(client, at(60, holder_count=3, pods=[pod(pod=f"train-{n}", utilization=10.0) for n in range(3)]))

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -319,3 +319,28 @@ def test_the_newest_day_is_the_default(serve: Serve) -> None:
     fresh = sample(timestamp=datetime.now(UTC).isoformat(timespec="seconds"))
     client.post("/api/receive-data", json=[fresh, sample(timestamp="2025-11-24 12:00:00")]).raise_for_status()
     assert len(rows_of(client.get("/api/export").content)) == 1
+
+
+def test_rows_ahead_of_the_clock_are_exported_as_they_are_counted(serve: Serve) -> None:
+    client = serve()
+    ahead = datetime.now(UTC) + timedelta(hours=23)
+    client.post("/api/receive-data", json=[sample(timestamp=ahead.isoformat())]).raise_for_status()
+    day = f"{ahead:%Y-%m-%d}"
+    assert client.post("/api/gpu/statistics", json={"start_date": day, "end_date": day}).json()["data"]["samples"]
+    assert len(rows_of(exported(client, "csv", start=day, end=day))) == 1
+
+
+def test_a_limit_of_rows_is_of_the_answer_alone(serve: Serve) -> None:
+    client = serve(limits={"max_rows": 3})
+    now = datetime.now(UTC)
+    samples = [
+        full_sample(timestamp=(now - timedelta(minutes=7 * n)).isoformat(), sampled_at=None) for n in range(99)
+    ]
+    client.post("/api/receive-data", json=samples).raise_for_status()
+    for path in ("usage", "ledger", "idle", "utilization"):
+        answer = client.get(
+            f"/api/{path}", params={"last": "11h"} | ({"group_by": "none"} if path != "idle" else {})
+        )
+        assert answer.status_code == 200, answer.text
+    answer = client.get("/api/series", params={"metric": "power_draw", "last": "11h"})
+    assert (answer.status_code, "max_rows" in answer.json()["detail"]) == (422, True)

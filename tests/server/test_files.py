@@ -72,8 +72,10 @@ def test_files_are_asked_for_by_table_and_day(serve: Serve, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "asked", [{"table": "x"}, {"start": "2026-13-01"}, {"start": "2026-11-02", "end": "2026-11-01"}, {"day": "1"}]
-)
+    "asked",
+    [{"table": "x"}, {"start": "2026-13-01"}, {"start": "2026-11-02", "end": "2026-11-01"}, {"day": "1"},
+     {"start": "0"}, {"end": "2026-11-02T08:00"}],
+)  # fmt: skip
 def test_a_question_that_can_not_be_is_said(serve: Serve, asked: dict[str, str]) -> None:
     answer = serve().get("/api/files", params=asked)
     assert (answer.status_code, answer.json()["error_code"]) == (422, "VALIDATION_ERROR")
@@ -91,6 +93,28 @@ def test_a_file_is_given_out_byte_for_byte(serve: Serve, tmp_path: Path) -> None
     assert gzip.decompress(packed.content) == b"timestamp\n"
     head = client.head("/api/files/gpu_metrics_20251124.csv")
     assert (head.content, head.headers["content-length"]) == (b"", answer.headers["content-length"])
+
+
+@pytest.mark.parametrize("split", ["compressed", "hourly", "compressed parts"])
+def test_a_day_can_be_had_by_its_plain_name_whatever_files_it_is_in(
+    serve: Serve, tmp_path: Path, split: str
+) -> None:
+    client = serve(storage={"file_split_mode": "daily" if split == "compressed" else "hourly"})
+    rows = [sample(timestamp=f"2025-11-24 {hour:02}:00:00", gpu_id=hour) for hour in (9, 10, 17)]
+    client.post("/api/receive-data", json=rows).raise_for_status()
+    for path in list((tmp_path / "data").glob("gpu_metrics_20251124*.csv")) if "compressed" in split else ():
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    answer = client.get("/api/files/gpu_metrics_20251124.csv")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/csv; charset=utf-8")
+    assert [line.split(",")[1] for line in answer.text.splitlines()] == ["gpu_id", "9", "10", "17"]
+    head = client.head("/api/files/gpu_metrics_20251124.csv")
+    assert (head.status_code, head.content) == (200, b"")
+    assert client.get("/api/files/gpu_metrics_20251123.csv").status_code == 404
+    (tmp_path / "data" / "gpu_metrics_20251124.023.csv").write_text("gpu_id,timestamp,client_name\n")
+    if split != "compressed":
+        answer = client.get("/api/files/gpu_metrics_20251124.csv")
+        assert (answer.status_code, "columns" in answer.json()["detail"]) == (404, True)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,22 @@ def age(entry: dict[str, Any]) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(entry["since"])).total_seconds() / 60
 
 
+def test_as_long_as_is_asked_for_is_looked_back(serve: Serve) -> None:
+    client = serve()
+    ask(client, *(minutes_ago(60.0 * hour, used(0.0), interval_seconds=3600.0) for hour in range(80)))
+
+    def found(**asked: str) -> int:
+        answer = client.get("/api/idle", params=asked)
+        assert answer.status_code == 200, answer.text
+        return len(answer.json()["data"]["idle"])
+
+    assert found(at_least="2d") == found(at_least="1d") == found(at_least="2d", last="3d") == 1
+    assert found(at_least="4d") == 0
+    for refused in ({"at_least": "2d", "last": "47h"}, {"at_least": "2h", "last": "1h"}):
+        answer = client.get("/api/idle", params=refused)
+        assert (answer.status_code, "last" in answer.json()["detail"]) == (422, True), answer.text
+
+
 def test_a_holder_is_idle_since_its_last_use(serve: Serve) -> None:
     client = serve(cost={"prices": "NVIDIA H100*: 6"})
     busy = [minutes_ago(m, used(80.0)) for m in range(31, 60)]

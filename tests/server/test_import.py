@@ -378,6 +378,45 @@ def test_a_server_that_starts_meanwhile_tidies_up_and_the_day_is_written_again(
     assert contents(data) == {"gpu_metrics_20261124.500.csv": [row()]}
 
 
+@pytest.mark.parametrize(
+    ("written", "day", "taken_as"),
+    [
+        ("2026/11/24 8:05", "20261124", "2026-11-24 08:05:00"),
+        ("2026/1/4 08:05:09", "20260104", "2026-01-04 08:05:09"),
+        (" 2026-11-24 08:05 ", "20261124", "2026-11-24 08:05:00"),
+        ("2026-11-24T23:30:00Z", "20261125", "2026-11-25 07:30:00"),
+        ("2026-11-24 23:30:00+01:00", "20261125", "2026-11-25 06:30:00"),
+        ("2026/13/24 8:05", None, None),
+        ("24.11.2026 08:05", None, None),
+    ],
+)
+def test_timestamps_as_a_spreadsheet_saves_them_are_taken_in_our_form(
+    old: Path, data: Path, written: str, day: str | None, taken_as: str | None
+) -> None:
+    (old / "metrics_20261124.csv").write_text(OLD + row().replace("2026-11-24 12:00:00", written))
+    report = taken(old, data)
+    if day is None:
+        assert (report.taken, report.damaged) == (0, {"metrics_20261124.csv": (1, [2])})
+        return
+    expected = row().replace("2026-11-24 12:00:00", taken_as or "")
+    assert contents(data) == {f"gpu_metrics_{day}.500.csv": [expected]}
+    (old / "metrics_20261124.csv").write_text(OLD + expected)
+    assert taken(old, data).taken == 0, "the same row"
+
+
+def test_a_last_line_without_its_end_is_taken_once_nobody_writes_it(old: Path, data: Path) -> None:
+    path = old / "metrics_20261124.csv"
+    path.write_text(OLD + row() + row(gpu=1).rstrip())
+    assert taken(old, data).taken == 1
+    os.utime(path, (1_795_000_000, 1_795_000_000))
+    assert taken(old, data).taken == 1
+    (data / "gpu_metrics_20261124.csv").write_bytes(path.read_bytes())
+    os.utime(data / "gpu_metrics_20261124.csv", (1_795_000_000, 1_795_000_000))
+    for part in data.glob("*.5*.csv"):
+        part.unlink()
+    assert taken(old, data).taken == 0
+
+
 def test_without_links_the_name_is_taken_first(old: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")

@@ -83,13 +83,19 @@ def test_as_many_days_as_are_allowed_may_hold_a_change_of_clocks() -> None:
     assert asked.seconds > 86_400
 
 
+def test_dates_beyond_all_reckoning_are_the_first_and_the_last_that_can_be() -> None:
+    zone = ZoneInfo("Asia/Taipei")
+    asked = span_of("0001-01-01", "9999-12-31", None, now=NOW, zone=zone, max_days=10**6, ahead=True)
+    assert (asked.start.year, asked.end.year) == (1699, 2199)  # in UTC
+
+
 @pytest.mark.parametrize(
     ("start", "end", "last", "words"),
     [
         ("yesterday", None, None, ["start", "yesterday", "2026-11-24"]),
         ("2026-11-24", "then", None, ["end", "then"]),
         ("2026-13-24", None, None, ["start"]),
-        ("0001-01-01", None, None, ["start"]),
+        ("0001-01-01", None, None, ["max_range_days"]),
         ("2026-11-24T", None, None, ["start"]),
         ("1764000000", None, None, ["start"]),
         ("2026-11-24T08:00", "2026-11-24T08:00", None, ["empty", "before"]),

@@ -156,17 +156,14 @@ class Database:
             raise
 
     @contextlib.contextmanager
-    def reading(
-        self, timeout_seconds: float, max_rows: int | None = None, *, single: bool = False
-    ) -> Iterator[Reading]:
+    def reading(self, timeout_seconds: float, *, single: bool = False) -> Iterator[Reading]:
         """A connection of its own with one snapshot of everything, for `timeout_seconds` at most; of a `single`
-        statement, which is its own snapshot. A statement that gives more than `max_rows` (None: any number) is
-        refused."""
+        statement, which is its own snapshot."""
         try:
             cursor = self._cursor()
         except duckdb.Error as error:
             raise QueryError("the store is just being opened anew; try again", status=503) from error
-        reading = Reading(cursor, self._alarms, timeout_seconds, max_rows)
+        reading = Reading(cursor, self._alarms, timeout_seconds)
         try:
             if not single:
                 reading.select("BEGIN")
@@ -178,30 +175,27 @@ class Database:
 class Reading:
     """Statements on one snapshot. Temporary tables and views that they make are its own."""
 
-    def __init__(
-        self, cursor: duckdb.DuckDBPyConnection, alarms: Alarms, timeout_seconds: float, max_rows: int | None
-    ) -> None:
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, alarms: Alarms, timeout_seconds: float) -> None:
         self._cursor = cursor
         self._alarms = alarms
-        self._max_rows = max_rows
         self._timeout = timeout_seconds
         self._alarm: object = None
         self._deadline = time.monotonic() + timeout_seconds
         self._arm()
 
-    def select(self, sql: str, parameters: Parameters = ()) -> Rows:
-        """Runs a statement; gives its rows. Raises QueryError when all takes longer than allowed, or when they are
-        too many."""
+    def select(self, sql: str, parameters: Parameters = (), *, most: int | None = None) -> Rows:
+        """Runs a statement; gives its rows. Raises QueryError when all takes longer than allowed, or when there
+        are more than `most`."""
         with self._translated():
             if time.monotonic() > self._deadline:  # an interrupt between two statements is lost
                 raise duckdb.InterruptException("out of time")
             ran = self._cursor.execute(sql, parameters or None)
-            if self._max_rows is None:
+            if most is None:
                 return ran.fetchall()
-            rows = ran.fetchmany(self._max_rows + 1)
-        if len(rows) > self._max_rows:
+            rows = ran.fetchmany(most + 1)
+        if len(rows) > most:
             raise QueryError(
-                f"the answer has more than {self._max_rows} rows, which is all that [LIMITS] max_rows allows; ask "
+                f"the answer has more than {most} rows, which is all that [LIMITS] max_rows allows; ask "
                 "for a shorter range or a coarser grouping"
             )
         return rows

@@ -1,4 +1,5 @@
-"""The CSV files as they are given out: which there are, and the committed bytes of one.
+"""The CSV files as they are given out: which there are, the committed bytes of one, and a day by its plain name
+where it stands in parts or compressed ones.
 
 Safe beside the writer and housekeeping: a file that is being appended to is given up to its committed length, so
 never with a torn or unacknowledged line, and one that is deleted or compressed meanwhile is read to its end by
@@ -7,9 +8,10 @@ whoever has it open.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +19,9 @@ from typing import BinaryIO
 
 from gpumon.errors import QueryError
 from gpumon.server.days import DayFile, FileNames
+from gpumon.server.sources import open_csv
+
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,36 @@ class DayFiles:
             raise _cannot_read(error) from error
         return file, self._length(name, os.fstat(file.fileno()).st_size)
 
+    def open_day(self, name: str) -> tuple[Iterator[bytes], Callable[[], None]] | None:
+        """The plain name of a day without such a file: all of its parts as one, decompressed, in blocks, and what
+        closes them. None where it is another name, or there is nothing of the day. Raises QueryError, 404, where
+        the parts have other columns than one another."""
+        asked = self._names.parse(name)
+        if asked is None or asked.part or asked.compressed or (self._folder / name).is_file():
+            return None
+        parts = [one for one in self.list() if (one.day_file.table, one.day_file.day) == (asked.table, asked.day)]
+        if not parts:
+            return None
+        with contextlib.ExitStack() as stack:
+            files = [(one, stack.enter_context(open_csv(self._folder / one.name))) for one in parts]
+            headers = [file.readline().rstrip(b"\r\n") for _, file in files]
+            header = max(headers, key=len)
+            if not all(header.startswith(one) for one in headers):
+                names = ", ".join(one.name for one in parts)
+                raise QueryError(f"{name} stands in parts with different columns; take each: {names}", status=404)
+            closing = stack.pop_all()
+        return _joined(header, files), closing.close
+
     def _length(self, name: str, size: int) -> int:
         committed = self._committed(name)
         return size if committed is None else min(size, committed)
+
+
+def _joined(header: bytes, files: Sequence[tuple[Listed, BinaryIO]]) -> Iterator[bytes]:
+    yield header + b"\n"
+    for listed, file in files:
+        while block := file.read(_BLOCK if listed.day_file.compressed else min(_BLOCK, listed.size - file.tell())):
+            yield block
 
 
 def _cannot_read(error: OSError) -> QueryError:

@@ -39,7 +39,7 @@ class Desk:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Place]:
         """One snapshot for several statements. Raises QueryError."""
-        with self._store.reading(bounded=True) as reading:
+        with self._store.reading() as reading:
             # After the snapshot has begun: it is noted before a load's end how far that load's rows reach.
             yield Place(self._store, reading, self._touched.reach)
 
@@ -60,6 +60,10 @@ class Place:
     def select(self, sql: str, parameters: Mapping[str, Any] = NOTHING) -> Rows:
         """Runs a statement; gives its rows. Raises QueryError."""
         return self._reading.select(sql, parameters)
+
+    def answer(self, sql: str, parameters: Mapping[str, Any] = NOTHING) -> Rows:
+        """As `select`. Raises QueryError also where there are more rows than [LIMITS] max_rows allows."""
+        return self._reading.select(sql, parameters, most=self._store.max_rows)
 
     def rows_of(self, windows: Sequence[Window]) -> None:
         """From now on `samples` and `pod_usage` have the rows within the windows (naive UTC) at least."""

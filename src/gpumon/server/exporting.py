@@ -93,8 +93,10 @@ class Exports:
                 left.unlink()
 
     def span(self, start: str | None, end: str | None, last: str | None) -> Span:
-        """The range that these words mean. Raises QueryError."""
-        return span_of(start, end, last, now=self._now(), zone=self._zone, max_days=self._max_range_days)
+        """The range that these words mean, also ahead of now: a row whose sender's clock is fast is one. Raises
+        QueryError."""
+        now, max_days = self._now(), self._max_range_days
+        return span_of(start, end, last, now=now, zone=self._zone, max_days=max_days, ahead=True)
 
     def open(self, wanted: Wanted) -> Export:
         """Begins an export. Raises QueryError when it can't be, or another one is under way."""

@@ -37,7 +37,7 @@ from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
 
-_FORM: Final = "3"
+_FORM: Final = "4"
 _ROOM_BYTES: Final = 256 * 2**20
 """Twice the CSV after which `catchup` has a checkpoint made."""
 
@@ -77,7 +77,7 @@ class Store:
         self._memory_mb = memory_mb
         self._threads = threads
         self._query_timeout = query_timeout_seconds
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._database: Database | None = None
         self._readers: set[object] = set()
         self._left = threading.Condition()
@@ -125,21 +125,17 @@ class Store:
             return reading.select(query.sql, query.parameters)
 
     @contextlib.contextmanager
-    def reading(
-        self, windows: Sequence[Window] = (), *, bounded: bool = False, single: bool = False
-    ) -> Iterator[Reading]:
-        """A snapshot of everything, for several statements or a `single` one; `bounded`, none of which gives more
-        than `max_rows`. The relations `samples` and `pod_usage` are there where windows are given (naive UTC),
-        with the rows within them at least. Raises QueryError."""
+    def reading(self, windows: Sequence[Window] = (), *, single: bool = False) -> Iterator[Reading]:
+        """A snapshot of everything, for several statements or a `single` one. The relations `samples` and
+        `pod_usage` are there where windows are given (naive UTC), with the rows within them at least. Raises
+        QueryError."""
         database = self._database
         if database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
         try:
             with (
                 self._as_reader(),
-                database.reading(
-                    self._query_timeout, self._max_rows if bounded else None, single=single
-                ) as reading,
+                database.reading(self._query_timeout, single=single) as reading,
             ):
                 if not single:
                     # DuckDB's snapshot of each database begins with the first look at it. What `live.latest` has

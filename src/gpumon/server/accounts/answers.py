@@ -23,7 +23,7 @@ from gpumon.server.accounts.desk import Desk, Reading, Rows
 from gpumon.server.accounts.gathering import Gathered, gather
 from gpumon.server.accounts.groups import grouping
 from gpumon.server.accounts.prices import Price
-from gpumon.server.accounts.ranges import Span, duration, span_of
+from gpumon.server.accounts.ranges import DEFAULT_LAST, Span, duration, span_of
 from gpumon.server.accounts.slices import KNOWN_FOR, utc, windows_of
 from gpumon.server.tables import POD_USAGE, SAMPLES, Table
 
@@ -83,7 +83,15 @@ class Answers:
 
     def idle(self, words: RangeWords, threshold: float, at_least: str, namespace: str | None) -> Answer:
         """Who holds GPUs now and has not used them for at least so long, looking back over the range."""
-        span, shortest = self._span(words), duration("at_least", at_least)
+        shortest = duration("at_least", at_least)
+        if words == RangeWords() and shortest >= duration("last", DEFAULT_LAST):
+            words = RangeWords(last=f"{2 * shortest // timedelta(seconds=1)}s")
+        span = self._span(words)
+        if shortest > span.end - span.start:
+            raise QueryError(
+                f"at_least = {at_least.strip()[:40]} is longer than the range, so that it would list nobody; ask "
+                "for a longer range by last or start"
+            )
         with self._gathering(span, idle.KINDS) as (reading, gathered):
             rows = idle.ask(
                 reading,
@@ -171,7 +179,7 @@ class Answers:
 
 def _select(reading: Reading, query: queries.Query) -> Rows:
     parameters: dict[str, Any] = dict(query.parameters)
-    return reading.select(query.sql, parameters)
+    return reading.answer(query.sql, parameters)
 
 
 def _about(span: Span, group_by: str) -> Answer:

@@ -116,7 +116,8 @@ WHOLE: Final = f"""
            least(1, energy / nullif(claimed_energy, 0)) AS of_energy,
            {within("memory - coalesce(claimed_memory, 0)", "0")} AS rest_memory,
            {within("energy - coalesce(claimed_energy, 0)", "0")} AS rest_energy,
-           fate, readable AND (busy IS NOT NULL OR fate IN ('free', 'unhealthy')) AS measured
+           fate, readable AND (busy IS NOT NULL OR (fate IN ('free', 'unhealthy')
+                               AND coalesce(claimed_unmeasured, 0) = 0)) AS measured
     FROM (SELECT *, greatest(0, 1 - claimed_use - unclaimed_use) AS room
           FROM (SELECT *, CASE WHEN busy - claimed_use > {_ROUNDING} THEN busy - claimed_use ELSE 0 END
                               AS unclaimed_use
@@ -131,13 +132,15 @@ WHOLE: Final = f"""
                                   ELSE 'free' END AS fate
                       FROM cell_slices LEFT JOIN (
                           SELECT sample, bool_or(is_mig) AS claimed_mig, sum(used) AS claimed_used,
-                                 sum(idle + unmeasured) AS claimed_unused, sum(memory) AS claimed_memory,
+                                 sum(idle + unmeasured) AS claimed_unused,
+                                 sum(unmeasured) AS claimed_unmeasured, sum(memory) AS claimed_memory,
                                  sum(energy) AS claimed_energy, sum(share) AS claimed_share,
                                  count(*) FILTER (held) AS claimed_holders
                           FROM cell_told GROUP BY sample) USING (sample))))"""
 """How that fits into the sample. Use is bounded by what the GPU was busy; what is held and not used, by the room
 that is then left of it; shares by the GPU; memory and energy by the GPU's own. A holder of whom no row tells may
-have the rest. `rest` is what nobody held or used, and `fate` what becomes of it."""
+have the rest. `rest` is what nobody held or used, and `fate` what becomes of it; that nobody used it is `measured`
+where the GPU's use is, or that of all who hold it."""
 
 SHARES: Final = f"""
     SELECT sample, claim, bool_or(measured) AS measured, sum(allocated) AS allocated,

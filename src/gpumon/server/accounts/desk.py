@@ -39,6 +39,9 @@ class Reading(Protocol):
     def select(self, sql: str, parameters: Mapping[str, Any] = ...) -> Rows:
         """Runs a statement; gives its rows. Raises QueryError."""
 
+    def answer(self, sql: str, parameters: Mapping[str, Any] = ...) -> Rows:
+        """Runs a statement whose rows are an answer's: raises QueryError also where they are too many for one."""
+
     def coverage(self, start: datetime, end: datetime) -> Coverage:
         """What cells there are of a stretch of time. From then on `day_cells`, `hour_cells` and
         `fine_cells` have these."""

@@ -197,7 +197,8 @@ def ask(
         stale_after,
         of=f"{GPU_KEY} IN (SELECT gpu_key FROM cell_evidence)",
     )
-    return run(_figures(gathered, price))
+    figures = _figures(gathered, price)
+    return reading.answer(figures, slices.bound_values(figures, values))
 
 
 def idle_of(

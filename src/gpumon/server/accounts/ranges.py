@@ -15,7 +15,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from gpumon.errors import QueryError
-from gpumon.server.days import local_midnight
+from gpumon.server.days import FIRST_DAY, LAST_DAY, local_midnight
 
 DEFAULT_LAST = "24h"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -46,10 +46,11 @@ def span_of(
     zone: ZoneInfo,
     max_days: int,
     kept: timedelta | None = None,
+    ahead: bool = False,
 ) -> Span:
-    """The span that is asked for; its end is never after `now`. Nothing given is the last 24 hours; a start alone
-    ends now. Raises QueryError where the words can't be understood, or the span is empty or longer than
-    allowed."""
+    """The span that is asked for; its end is never after `now` but where the question may look `ahead` of it.
+    Nothing given is the last 24 hours; a start alone ends now. Raises QueryError where the words can't be
+    understood, or the span is empty or longer than allowed."""
     if last is not None and (start is not None or end is not None):
         raise QueryError("give either last, or start and end; last always ends now")
     if last is None and start is None and end is None:
@@ -66,11 +67,12 @@ def span_of(
         raise QueryError("end alone is no range; give start, too, or last")
     else:
         begin = _instant("start", start, zone, end_of_day=False)
-        finish = now if end is None else min(now, _instant("end", end, zone, end_of_day=True))
+        finish = now if end is None else _instant("end", end, zone, end_of_day=True)
+        finish = finish if ahead else min(now, finish)
         if begin >= finish:
             raise QueryError(
                 f"the range is empty: start is {begin.isoformat()}, end {finish.isoformat()}; "
-                "start must be before end and before now"
+                f"start must be before end{'' if ahead else ' and before now'}"
             )
     if (finish - begin).total_seconds() > max_days * 86_400 + 7200:  # days with a change of clocks are longer
         raise QueryError(
@@ -94,7 +96,7 @@ def duration(name: str, text: str) -> timedelta:
 def _instant(name: str, text: str, zone: ZoneInfo, *, end_of_day: bool) -> datetime:
     try:
         if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII):
-            day = date.fromisoformat(text)
+            day = min(max(date.fromisoformat(text), FIRST_DAY), LAST_DAY)
             return local_midnight(day + timedelta(days=1) if end_of_day else day, zone)
         if not re.match(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}", text, re.ASCII):
             raise ValueError

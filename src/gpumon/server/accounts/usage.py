@@ -36,11 +36,14 @@ _FIGURES: Final = (
     "begins", "ends",
 )  # fmt: skip
 _ACCOUNTED: Final = " + ".join(f"coalesce({part}, 0)" for part in PARTS)
+_HOLDERS_UNKNOWN: Final = ("active", "allocation_unknown", "not_readable", "not_sampled")
+"""Parts that say nothing of who held the GPU, where no user's row does."""
+_HOLDERS_KNOWN: Final = " + ".join(f"coalesce({part}, 0)" for part in PARTS if part not in _HOLDERS_UNKNOWN)
 
 _BY_METHOD: Final = tuple(f"method_{number}" for number in range(len(METHODS)))
 _ADDED: Final = (
     "allocated", "allocated_measured", "active_of_held", "active", "memory", "energy", "cost",
-    "there", "active_there", "covered", "wall", *_BY_METHOD,
+    "there", "active_there", "covered", "wall", "holders_known", *_BY_METHOD,
 )  # fmt: skip
 _HIGHEST: Final = ("active_peak", "memory_peak", "ends")
 _COLUMNS: Final = (*_ADDED, *_HIGHEST, "begins", "gpus", "pods", "unpriced", "all_covered")
@@ -69,6 +72,7 @@ def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...], li
             SELECT {by.names}, sum(allocated) AS allocated, sum(allocated_measured) AS allocated_measured,
                    sum(active_of_held) AS active_of_held, sum(used) AS active,
                    sum(memory) AS memory, sum(energy) AS energy, sum(accounted * price) / 3600 AS cost,
+                   sum({_HOLDERS_KNOWN}) AS holders_known,
                    sum(there) AS there, sum(used) AS active_there, max(active_peak) AS active_peak,
                    max(memory_peak) AS memory_peak, min(begins) AS begins, max(ends) AS ends, {by_method},
                    count(DISTINCT gpu_key) AS gpus, gpus * $wall AS wall,
@@ -136,7 +140,7 @@ def usage_of(
 
 def _sums(of: dict[str, Any]) -> dict[str, Any]:
     return {
-        "gpu_hours_allocated": (of["allocated"] or 0.0) / 3600,
+        "gpu_hours_allocated": _scaled(of["allocated"] or (0.0 if of["holders_known"] else None), 1 / 3600),
         "gpu_hours_active": _scaled(of["active"], 1 / 3600),
         "gpu_hours_unmeasured": ((of["allocated"] or 0.0) - (of["allocated_measured"] or 0.0)) / 3600,
         "utilization_of_held": _percent(of["active_of_held"], of["allocated_measured"]),

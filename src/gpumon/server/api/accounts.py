@@ -47,7 +47,12 @@ class IdleAsked(RangeAsked):
     threshold: float = Field(
         1.0, ge=0, le=100, description="Use up to this share of what is held, in percent, is none.", examples=[1]
     )
-    at_least: str = Field("10m", description="Shortest idle time that is listed.", examples=["30m"])
+    at_least: str = Field(
+        "10m",
+        description="Shortest idle time that is listed; no longer than the range. Where none is given, it is "
+        "twice as long, and a day at least.",
+        examples=["30m"],
+    )
     namespace: str | None = Field(None, description="Only this namespace.", examples=["research"])
 
 

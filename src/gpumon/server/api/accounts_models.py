@@ -26,7 +26,10 @@ class Range(BaseModel):
 class UsageSums(BaseModel):
     """What adds up."""
 
-    gpu_hours_allocated: float = Field(description="Share of GPUs held, times hours, GPU-h.", examples=[12.0])
+    gpu_hours_allocated: float | None = Field(
+        description="Share of GPUs held, times hours, GPU-h; null where it is not known who held them.",
+        examples=[12.0],
+    )
     gpu_hours_active: float | None = Field(
         description="Hours in which GPUs worked for the group, GPU-h; null where that could not be measured.",
         examples=[7.25],

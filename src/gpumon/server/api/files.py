@@ -16,12 +16,14 @@ from gpumon.clock import to_wire
 from gpumon.errors import QueryError
 from gpumon.server.api.asking import done, known_parameters, responses
 from gpumon.server.api.errors import ErrorAnswer, error_answer
+from gpumon.server.api.seed_models import Day
 from gpumon.server.api.state import state_of
 from gpumon.server.api.streaming import Streamed
 
 router = APIRouter(prefix="/api", tags=["files"])
 
 _BLOCK = 1 << 18
+_CSV = "text/csv; charset=utf-8"
 _TABLES = "samples|pod_usage|pod_labels"
 
 
@@ -31,8 +33,8 @@ class FilesAsked(BaseModel):
     table: str | None = Field(
         None, pattern=f"^({_TABLES})$", description=f"Only files of {_TABLES}.", examples=["samples"]
     )
-    start: date | None = Field(None, description="First day.", examples=["2026-11-01"])
-    end: date | None = Field(None, description="Last day, included.", examples=["2026-11-24"])
+    start: Day | None = Field(None, description="First day.", examples=["2026-11-01"])
+    end: Day | None = Field(None, description="Last day, included.", examples=["2026-11-24"])
 
 
 class File(BaseModel):
@@ -95,12 +97,21 @@ def files(request: Request, asked: Annotated[FilesAsked, Query()]) -> Response:
 @router.get("/files/{name}", summary="One CSV file", response_model=None, responses=_GONE)
 def file(request: Request, name: str) -> Response:
     """The file as it was when it was asked for, every line whole. One that grows may be taken in parts: ask for
-    the bytes from where you are (`curl -C -`), as what was given out once does not change."""
-    opened, length = state_of(request).engine.files.open(name)
+    the bytes from where you are (`curl -C -`), as what was given out once does not change. A day's plain name
+    stands for all of the day where it is in compressed files, or in parts of which none is called so."""
+    files = state_of(request).engine.files
+    day = files.open_day(name)
+    if day is not None:
+        blocks, close = day
+        if request.method == "HEAD":
+            close()
+            return Response(headers=_attached(name), media_type=_CSV)
+        return Streamed(blocks, close, media_type=_CSV, headers=_attached(name))
+    opened, length = files.open(name)
     first, last, status = 0, length - 1, 200
     headers = {
+        **_attached(name),
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'attachment; filename="{name}"' if name.isascii() else "attachment",
         "Last-Modified": _http_date(opened),
     }
     asked = _range(request, length)
@@ -113,7 +124,7 @@ def file(request: Request, name: str) -> Response:
             )
         headers["Content-Range"] = f"bytes {first}-{last}/{length}"
     headers["Content-Length"] = str(last + 1 - first)
-    kind = "application/gzip" if name.endswith(".gz") else "text/csv; charset=utf-8"
+    kind = "application/gzip" if name.endswith(".gz") else _CSV
     if request.method == "HEAD":
         opened.close()
         return Response(status_code=status, headers=headers, media_type=kind)
@@ -121,6 +132,10 @@ def file(request: Request, name: str) -> Response:
     return Streamed(
         _blocks(opened, last + 1 - first), opened.close, media_type=kind, headers=headers, status=status
     )
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"' if name.isascii() else "attachment"}
 
 
 def _blocks(file: BinaryIO, left: int) -> Iterator[bytes]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from typing import BinaryIO, NamedTuple
@@ -20,9 +22,14 @@ from gpumon.server.days import FIRST_DAY, LAST_DAY
 from gpumon.server.tables import Table
 
 _LONGEST = 1 << 20
+_AT_REST_SECONDS = 60.0
 _INSTANTS = 1000
 _INSTANT = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?")
 _EXACT = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?Z?")
+_OTHER_FORM = re.compile(
+    rb"\s*(\d{4})[-/](\d{1,2})[-/](\d{1,2})[ T]+(\d{1,2}):(\d\d)(?::(\d\d)(?:\.\d*)?)?\s*(Z|[+-]\d\d:?\d\d)?\s*"
+)
+"""What a spreadsheet makes of a timestamp when it saves the file, or another program writes."""
 _SECONDS = 19
 """So long is an instant in whole seconds, without a zone."""
 _WHOLE = re.compile(rb"\d{1,18}(?:\.0*)?")
@@ -40,11 +47,13 @@ class Line(NamedTuple):
 
 
 class _Local(NamedTuple):
-    """A local time: its day, the `sampled_at` that says no more than it, and this to the second."""
+    """A local time: its day, the `sampled_at` that says no more than it, this to the second, and how it is written
+    where it stands in another form."""
 
     day: date
     exact: bytes
     second: bytes
+    written: bytes = b""
 
 
 class Lines:
@@ -63,7 +72,7 @@ class Lines:
 
     def read(self, raw: bytes) -> Line | None:
         """The line; None when it is damaged: no CSV, or its time, GPU or client can't be read."""
-        if not raw.endswith(b"\n"):  # still being written, or far too long
+        if not raw.endswith(b"\n"):  # still being written (see `lines_of`), or far too long
             return None
         if not self._ordered or b'"' in raw:
             return self._with_quotes(raw.rstrip(b"\r\n"))
@@ -101,6 +110,8 @@ class Lines:
         """The line with this text, which begins with its timestamp; None when that is no time."""
         local = self._locals.get(timestamp) or self._local_of(timestamp)
         moved = False
+        if local is not None and local.written:
+            text, timestamp = local.written + text[len(timestamp) :], local.written
         if local is not None and sampled_at and not sampled_at.startswith(local.second):
             here = self._here(sampled_at)
             moved = here is not None and here != timestamp[:_SECONDS].replace(b"T", b" ")
@@ -122,15 +133,25 @@ class Lines:
 
     def _read_local(self, timestamp: bytes) -> _Local | None:
         try:
-            if _INSTANT.fullmatch(timestamp) is None:
-                return None
-            local = datetime.fromisoformat(timestamp[:_SECONDS].decode())
+            written = b"" if _INSTANT.fullmatch(timestamp) else self._usual_form(timestamp)
+            local = datetime.fromisoformat((written or timestamp)[:_SECONDS].decode())
             if not FIRST_DAY <= local.date() <= LAST_DAY:
                 return None
             exact = to_wire(local.replace(tzinfo=self._zone)).encode()
         except (ValueError, OverflowError):
             return None
-        return _Local(local.date(), exact, exact[:_SECONDS])
+        return _Local(local.date(), exact, exact[:_SECONDS], written)
+
+    def _usual_form(self, timestamp: bytes) -> bytes:
+        """A timestamp of another form as this program writes it. Raises ValueError where it is none."""
+        match = _OTHER_FORM.fullmatch(timestamp)
+        if match is None:
+            raise ValueError(timestamp)
+        *numbers, offset = match.groups()
+        local = datetime(*(int(number or 0) for number in numbers))  # type: ignore[arg-type]
+        if offset is not None:
+            local = datetime.fromisoformat(local.isoformat() + offset.decode()).astimezone(self._zone)
+        return local.isoformat(" ", "seconds")[:_SECONDS].encode()
 
     def _here(self, sampled_at: bytes) -> bytes | None:
         """The `timestamp` that an exact instant has in this zone; None where it can't be read."""
@@ -145,13 +166,17 @@ class Lines:
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """The lines after the header that are not empty, with their numbers. One that is longer than a mebibyte comes
-    without its end: it is no line of ours."""
+    without its end: it is no line of ours. So does the last one without a line break, as long as somebody may be
+    writing it; where the file is at rest it is given one."""
     number = 1
+    at_rest = time.time() - os.fstat(file.fileno()).st_mtime > _AT_REST_SECONDS
     file.readline()
     while line := file.readline(_LONGEST):
         if len(line) == _LONGEST and not line.endswith(b"\n"):
             while (rest := file.readline(_LONGEST)) and not rest.endswith(b"\n"):
                 pass
+        elif at_rest and not line.endswith(b"\n"):
+            line += b"\n"
         number += 1
         if line.strip():
             yield number, line
