@@ -30,6 +30,7 @@ _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _LEVELS = {"warn": "warning", "fatal": "critical", "notset": "debug"}
 """Other names that Python has for levels of logging."""
+_WHERE_LISTED = "`gpumon config server` and `gpumon config agent` list them all"
 _COMMENT = re.compile(r"(?:^|\s)[;#].*", re.DOTALL)
 
 
@@ -72,9 +73,7 @@ def load(settings: type[S], path: Path | None, environ: Mapping[str, str], prefi
     for (section, name), text in found.items():
         if (section, name) not in known:
             if section in getattr(settings, "STRICT", ()):
-                raise SettingsError(
-                    f"{path}: [{section.upper()}] {name} is not a setting; `gpumon config` lists them all"
-                )
+                raise SettingsError(f"{path}: [{section.upper()}] {name} is not a setting; {_WHERE_LISTED}")
             warnings.append(f"{path}: [{section.upper()}] {name} is not a setting of gpumon, ignored")
             continue
         key = known[section, name]
@@ -88,9 +87,7 @@ def load(settings: type[S], path: Path | None, environ: Mapping[str, str], prefi
             continue
         section, _, name = variable.removeprefix(prefix).lower().partition("__")
         if (section, name) not in known:
-            raise SettingsError(
-                f"environment variable {variable} names no setting; `gpumon config` lists them all"
-            )
+            raise SettingsError(f"environment variable {variable} names no setting; {_WHERE_LISTED}")
         values[section][name] = _parse(known[section, name], text)
         where[section, name] = variable
     return _convert(settings, values, where), warnings

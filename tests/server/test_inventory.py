@@ -117,16 +117,21 @@ def test_a_node_sums_its_gpus_up(serve: Serve) -> None:
     assert (node["node"], node["gpus"], node["labels"], node["stale"]) == ("node-1", 5, {"pool": "big"}, False)
     assert node["gpus_by_state"] == {"ok": 3, "lost": 1, "unknown": 0, "stale": 1}
     assert node["gpus_unhealthy"] == 2
-    assert (node["gpus_held"], node["gpus_free"]) == (0.5, 1.5)
+    assert (node["gpus_held"], node["gpus_free"], node["gpus_unknown"]) == (0.5, 1.5, 1)
     assert node["gpus_active"] == pytest.approx(0.2)
     assert (node["power_draw"], node["memory_used"]) == (200.0, 60_000)
 
 
 def test_what_could_not_be_asked_is_null_and_not_0(serve: Serve) -> None:
     silent = dict.fromkeys(("utilization_gpu", "power_draw", "memory_used", "memory_total"))
-    (node,) = ask(serve(), "nodes", ago(1, holder_count=None, **silent))
+    client = serve()
+    (node,) = ask(client, "nodes", ago(1, holder_count=None, **silent))
     for name in ("gpus_held", "gpus_free", "gpus_active", "power_draw", "memory_used", "memory_total"):
         assert node[name] is None, name
+    assert node["gpus_unknown"] == 1
+    cordoned = ago(1, "gpu-b", pods=[], holder_count=0, utilization_gpu=0.0, unhealthy="cordoned")
+    (node,) = ask(client, "nodes", cordoned)
+    assert (node["gpus_held"], node["gpus_free"], node["gpus_unknown"]) == (0.0, 0.0, 1)
 
 
 def test_nothing_stored_is_an_empty_list(serve: Serve) -> None:

@@ -129,12 +129,8 @@ def _gpu(sample: Row, users: Sequence[Row], now: datetime, stale_after: timedelt
 
 def _node(name: str, of: Sequence[dict[str, Any]], labels: Mapping[tuple[Any, ...], Any]) -> dict[str, Any]:
     fresh = [gpu for gpu in of if not gpu["stale"]]
-    held = [_held(gpu) for gpu in fresh if gpu["holder_count"] is not None]
-    free = [
-        1 - _held(gpu)
-        for gpu in fresh
-        if gpu["holder_count"] is not None and gpu["state"] == "ok" and gpu["unhealthy"] is None
-    ]
+    known = [gpu for gpu in fresh if gpu["holder_count"] is not None]
+    free = [1 - _held(gpu) if gpu["state"] == "ok" and gpu["unhealthy"] is None else 0.0 for gpu in known]
     told: dict[str, Any] = {}
     for client in sorted({gpu["client_name"] for gpu in of}):
         told |= labels.get((client, None, None), {})
@@ -149,7 +145,8 @@ def _node(name: str, of: Sequence[dict[str, Any]], labels: Mapping[tuple[Any, ..
         | {"stale": len(of) - len(fresh)},
         "gpus_unhealthy": sum(gpu["unhealthy"] is not None or gpu["state"] == "lost" for gpu in fresh),
         "models": sorted({gpu["gpu_name"] for gpu in of if gpu["gpu_name"]}),
-        "gpus_held": _sum(held),
+        "gpus_held": _sum(map(_held, known)),
+        "gpus_unknown": len(fresh) - len(known),
         "gpus_active": _sum(_busy(gpu) for gpu in fresh),
         "gpus_free": _sum(free),
         "power_draw": _sum(gpu["power_draw"] for gpu in fresh),

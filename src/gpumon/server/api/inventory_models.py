@@ -120,12 +120,18 @@ class NodeNow(BaseModel):
     gpus_unhealthy: int = Field(description="GPUs that are lost or can't be given to pods.", examples=[0])
     models: list[str] = Field(description="Product names.", examples=[["NVIDIA H100 80GB HBM3"]])
     gpus_held: float | None = Field(
-        description="GPUs held, in shares; null where it could not be asked.", examples=[6.5]
+        description="GPUs held, in shares, of those of which it is known; null where it is of none.",
+        examples=[6.5],
+    )
+    gpus_unknown: int = Field(
+        description="GPUs, stale ones left out, of which it is not known who holds them: they are neither in "
+        "`gpus_held` nor in `gpus_free`.",
+        examples=[0],
     )
     gpus_active: float | None = Field(description="GPUs at work, in shares of their time.", examples=[4.1])
     gpus_free: float | None = Field(
-        description="GPUs, in shares, that nobody holds and that could be given out; null where it could not be "
-        "asked.",
+        description="GPUs, in shares, that nobody holds and that could be given out, of those of which it is "
+        "known; null where it is of none.",
         examples=[1.5],
     )
     power_draw: float | None = Field(description="Power of all, W.", examples=[3120.5])
