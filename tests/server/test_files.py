@@ -111,6 +111,12 @@ def test_a_day_can_be_had_by_its_plain_name_whatever_files_it_is_in(
     head = client.head("/api/files/gpu_metrics_20251124.csv")
     assert (head.status_code, head.content) == (200, b"")
     assert client.get("/api/files/gpu_metrics_20251123.csv").status_code == 404
+    foreign = tmp_path / "data" / "gpu_metrics_20251122.csv.gz"
+    foreign.write_bytes(gzip.compress(b"timestamp,gpu_id,client_name\n1,2,3"))
+    assert client.get("/api/files/gpu_metrics_20251122.csv").content == b"timestamp,gpu_id,client_name\n1,2,3\n"
+    foreign.write_bytes(foreign.read_bytes()[:9])
+    answer = client.get("/api/files/gpu_metrics_20251122.csv")
+    assert (answer.status_code, str(tmp_path) in answer.text) == (503, False), answer.text
     (tmp_path / "data" / "gpu_metrics_20251124.023.csv").write_text("gpu_id,timestamp,client_name\n")
     if split != "compressed":
         answer = client.get("/api/files/gpu_metrics_20251124.csv")

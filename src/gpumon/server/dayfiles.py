@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from gpumon.errors import QueryError
 from gpumon.server.days import DayFile, FileNames
-from gpumon.server.sources import open_csv
+from gpumon.server.sources import UNREADABLE, open_csv
 
 _BLOCK = 1 << 18
 
@@ -79,8 +79,8 @@ class DayFiles:
 
     def open_day(self, name: str) -> tuple[Iterator[bytes], Callable[[], None]] | None:
         """The plain name of a day without such a file: all of its parts as one, decompressed, in blocks, and what
-        closes them. None where it is another name, or there is nothing of the day. Raises QueryError, 404, where
-        the parts have other columns than one another."""
+        closes them. None where it is another name, or there is nothing of the day. Raises QueryError: 404 where
+        the parts have other columns than one another, 503 where one can't be read."""
         asked = self._names.parse(name)
         if asked is None or asked.part or asked.compressed or (self._folder / name).is_file():
             return None
@@ -88,25 +88,48 @@ class DayFiles:
         if not parts:
             return None
         with contextlib.ExitStack() as stack:
-            files = [(one, stack.enter_context(open_csv(self._folder / one.name))) for one in parts]
-            headers = [file.readline().rstrip(b"\r\n") for _, file in files]
+            with _reading(name):
+                files = [(one, stack.enter_context(open_csv(self._folder / one.name))) for one in parts]
+                headers = [file.readline().rstrip(b"\r\n") for _, file in files]
             header = max(headers, key=len)
             if not all(header.startswith(one) for one in headers):
                 names = ", ".join(one.name for one in parts)
                 raise QueryError(f"{name} stands in parts with different columns; take each: {names}", status=404)
             closing = stack.pop_all()
-        return _joined(header, files), closing.close
+        return _joined(name, header, files), closing.close
 
     def _length(self, name: str, size: int) -> int:
         committed = self._committed(name)
         return size if committed is None else min(size, committed)
 
 
-def _joined(header: bytes, files: Sequence[tuple[Listed, BinaryIO]]) -> Iterator[bytes]:
+def _joined(name: str, header: bytes, files: Sequence[tuple[Listed, BinaryIO]]) -> Iterator[bytes]:
     yield header + b"\n"
     for listed, file in files:
-        while block := file.read(_BLOCK if listed.day_file.compressed else min(_BLOCK, listed.size - file.tell())):
+        last = b"\n"
+        while block := _next_block(name, listed, file):
             yield block
+            last = block
+        if not last.endswith(b"\n"):
+            yield b"\n"
+
+
+def _next_block(name: str, listed: Listed, file: BinaryIO) -> bytes:
+    with _reading(name):
+        if listed.day_file.compressed:
+            return file.read(_BLOCK)
+        return file.read(max(0, min(_BLOCK, listed.size - file.tell())))
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, *UNREADABLE) as error:
+        raise QueryError(
+            f"a part of {name} can't be read ({getattr(error, 'strerror', None) or error}); try again, or take the parts that /api/files lists",
+            status=503,
+        ) from error
 
 
 def _cannot_read(error: OSError) -> QueryError:

@@ -159,7 +159,10 @@ class Retention:
         if day not in self._waiting:
             self._waiting[day] = time.monotonic()
             log.warning("retention will delete day=%s reason=%r once its rollups are made", day, reason)
-        return time.monotonic() - self._waiting[day] >= patience
+        if time.monotonic() - self._waiting[day] < patience:
+            return False
+        del self._waiting[day]
+        return True
 
     def _delete_day(self, day: date, of_day: list[tuple[DayFile, Path]], reason: str) -> None:
         sealed = self._sealed
