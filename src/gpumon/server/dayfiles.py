@@ -126,8 +126,9 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, *UNREADABLE) as error:
+        reason = getattr(error, "strerror", None) or error
         raise QueryError(
-            f"a part of {name} can't be read ({getattr(error, 'strerror', None) or error}); try again, or take the parts that /api/files lists",
+            f"a part of {name} can't be read ({reason}); try again, or take the parts that /api/files lists",
             status=503,
         ) from error
 
