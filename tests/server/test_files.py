@@ -100,14 +100,16 @@ def test_a_day_can_be_had_by_its_plain_name_whatever_files_it_is_in(
     serve: Serve, tmp_path: Path, split: str
 ) -> None:
     client = serve(storage={"file_split_mode": "daily" if split == "compressed" else "hourly"})
-    rows = [sample(timestamp=f"2025-11-24 {hour:02}:00:00", gpu_id=hour) for hour in (9, 10, 17)]
+    rows = [sample(timestamp=f"2025-11-24 {hour:02}:00:00", gpu_id=hour) for hour in (0, 10, 17)]
     client.post("/api/receive-data", json=rows).raise_for_status()
+    if split == "hourly":
+        (tmp_path / "data" / "gpu_metrics_20251124.csv").rename(tmp_path / "data" / "gpu_metrics_20251124.001.csv")
     for path in list((tmp_path / "data").glob("gpu_metrics_20251124*.csv")) if "compressed" in split else ():
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     answer = client.get("/api/files/gpu_metrics_20251124.csv")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/csv; charset=utf-8")
-    assert [line.split(",")[1] for line in answer.text.splitlines()] == ["gpu_id", "9", "10", "17"]
+    assert [line.split(",")[1] for line in answer.text.splitlines()] == ["gpu_id", "0", "10", "17"]
     head = client.head("/api/files/gpu_metrics_20251124.csv")
     assert (head.status_code, head.content) == (200, b"")
     assert client.get("/api/files/gpu_metrics_20251123.csv").status_code == 404

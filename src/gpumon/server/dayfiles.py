@@ -87,6 +87,7 @@ class DayFiles:
         parts = [one for one in self.list() if (one.day_file.table, one.day_file.day) == (asked.table, asked.day)]
         if not parts:
             return None
+        parts.sort(key=lambda one: one.day_file.part)
         with contextlib.ExitStack() as stack:
             with _reading(name):
                 files = [(one, stack.enter_context(open_csv(self._folder / one.name))) for one in parts]
