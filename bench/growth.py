@@ -4,11 +4,11 @@
 
 A server runs over an empty folder. Day by day, the day's files are put into it, and the server takes them in,
 seals them, and compresses them by its own housekeeping, so that the disk need not hold all the CSV at once (171 M
-samples take some 50 GB). Each day is generated while the server is at the one before, and put in as soon as the
+samples take 130 GB). Each day is generated while the server is at the one before, and put in as soon as the
 rows of that are sealed, so that its accounts need not be made twice. Only the last three are put in together, with
 nothing beside: they are timed. At the end it is asked what `bench.queries` asks, idle.
 
-171 M samples take hours. In a FOLDER, which is kept, a run that was stopped goes on with the day it was at,
+171 M samples take two hours of a machine that does nothing else. In a FOLDER, which is kept, a run that was stopped goes on with the day it was at,
 and what is measured already is not measured again.
 """
 
