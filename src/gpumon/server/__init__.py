@@ -10,7 +10,7 @@ index               all that is made of the CSVs: store (the database; alarms en
                     (pace, leftout), sources, arrivals and loading (how rows get there), rolling, touched (rollups
                     of accounts)
 sealer, sealing     days as Parquet: shelf, adoption; manifest, sealedfolders, sealedtables, sealedfiles (what the
-                    disk, the store and retention know of them)
+                    disk, the store and retention know of them), scrubbing (whether they are still whole)
 reader              the old program's questions; queries, figures
 accounts            whose the GPUs' time, energy and money were, and who is on them now; desk (where it asks)
 exporting           rows out of it; importing (CSVs of elsewhere into it), dayfiles (the CSVs themselves)

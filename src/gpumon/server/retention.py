@@ -102,8 +102,7 @@ class Retention:
         for day, group in groupby(_day_files(self._folder, self._names), key=lambda file: file[0].day):
             of_day, age = list(group), (today - day).days
             if policy.keep_days and age > policy.keep_days:
-                if self._may_go(day, of_day, "older than data_retention_days", _AGE_PATIENCE_SECONDS):
-                    self._delete_day(day, of_day, "older than data_retention_days")
+                self._let_go(day, of_day, "older than data_retention_days", _AGE_PATIENCE_SECONDS)
             elif policy.compress_after_days is not None and age >= policy.compress_after_days:
                 for day_file, path in of_day:
                     try:
@@ -134,10 +133,9 @@ class Retention:
         for _, day, of_day in sorted(past, key=lambda one: one[:2]):
             if used <= allowed:
                 return
-            if self._may_go(day, of_day, "more than max_disk_mb", _CAP_PATIENCE_SECONDS):
-                sealed_rows = self._sealed.rows_of(day) or []
-                used -= sum(_size(path) for path in [path for _, path in of_day] + sealed_rows)
-                self._delete_day(day, of_day, "more than max_disk_mb")
+            size = sum(_size(path) for path in [path for _, path in of_day] + (self._sealed.rows_of(day) or []))
+            if self._let_go(day, of_day, "more than max_disk_mb", _CAP_PATIENCE_SECONDS):
+                used -= size
         if used > allowed:
             log.warning(
                 "disk_cap_not_met used=%d allowed=%d: what is left is of today, or is sealed first; where "
@@ -149,19 +147,18 @@ class Retention:
     def _awaits(self, day: date, of_day: list[tuple[DayFile, Path]]) -> bool:
         return self._sealed.awaits_rollups(day, [path.name for _, path in of_day])
 
-    def _may_go(self, day: date, of_day: list[tuple[DayFile, Path]], reason: str, patience: float) -> bool:
-        """Whether a day's rollups are made, or have been waited for long enough: what can't be sealed must go,
-        too."""
-        if not self._awaits(day, of_day):
-            self._waiting.pop(day, None)
-            return True
-        self._sealed.hasten(day)
-        if day not in self._waiting:
-            self._waiting[day] = time.monotonic()
-            log.warning("retention will delete day=%s reason=%r once its rollups are made", day, reason)
-        if time.monotonic() - self._waiting[day] < patience:
-            return False
-        del self._waiting[day]
+    def _let_go(self, day: date, of_day: list[tuple[DayFile, Path]], reason: str, patience: float) -> bool:
+        """Deletes a day once its rollups are made, or have been waited for long enough: what can't be sealed must
+        go, too. False where it still waits."""
+        if self._awaits(day, of_day):
+            self._sealed.hasten(day)
+            if day not in self._waiting:
+                self._waiting[day] = time.monotonic()
+                log.warning("retention will delete day=%s reason=%r once its rollups are made", day, reason)
+            if time.monotonic() - self._waiting[day] < patience:
+                return False
+        self._waiting.pop(day, None)
+        self._delete_day(day, of_day, reason)
         return True
 
     def _delete_day(self, day: date, of_day: list[tuple[DayFile, Path]], reason: str) -> None:
