@@ -25,18 +25,18 @@ PLAIN = {
     "process_count",
 }
 MEMORY = {"memory_total", "memory_used", "memory_free", "memory_reserved"}
-GPM = {"sm_active", "sm_occupancy", "tensor_active", "dram_active"}
-POWER = {"power_draw", "power_limit", "energy_mj"}
 PCIE = {"pcie_rx_kib", "pcie_tx_kib"}
+GPM = {"sm_active", "sm_occupancy", "tensor_active", "dram_active"} | PCIE
+POWER = {"power_draw", "power_limit", "energy_mj"}
 NVLINK = {"nvlink_rx_kib", "nvlink_tx_kib"}
 USUAL = PLAIN | MEMORY | POWER | {"temperature", "memory_clock"}
 
 FIELDS_OF = {
-    "h100-sxm": USUAL | GPM | PCIE | NVLINK | {"temperature_memory", "ecc_uncorrected"},
-    "a100-sxm": USUAL | PCIE | NVLINK | {"temperature_memory", "ecc_uncorrected"},
+    "h100-sxm": USUAL | GPM | NVLINK | {"temperature_memory", "ecc_uncorrected"},
+    "a100-sxm": USUAL | NVLINK | {"temperature_memory", "ecc_uncorrected"},
     "t4": USUAL | {"ecc_uncorrected"},
-    "l4": USUAL | PCIE | {"ecc_uncorrected"},
-    "rtx-4090": USUAL | PCIE | {"fan_speed"},
+    "l4": USUAL | {"ecc_uncorrected"},
+    "rtx-4090": USUAL | {"fan_speed"},
     "gb10": PLAIN | {"temperature", "power_draw", "energy_mj"},
     "vgpu-a40-8q": PLAIN | MEMORY | {"memory_clock"},
 }

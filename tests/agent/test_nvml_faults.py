@@ -12,7 +12,7 @@ import pytest
 from gpumon.agent.nvml import GROUPS
 from gpumon.agent.ports import Gpu
 from gpumon.errors import GpuLost, NvmlUnavailable
-from tests.agent.nvmlnode import EIGHT_BUSY_H100, FIELDS_OF, GPM, MEMORY, NVLINK, PCIE, answering, simulated
+from tests.agent.nvmlnode import EIGHT_BUSY_H100, FIELDS_OF, GPM, MEMORY, NVLINK, answering, simulated
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ READING_CALLS = [
     ("nvmlDeviceGetSamples", {"utilization_mean"}),
     ("nvmlDeviceGetMemoryInfo_v2", MEMORY),
     ("nvmlDeviceGetTemperatureV", {"temperature"}),
-    ("nvmlDeviceGetFieldValues", PCIE | NVLINK | {"temperature_memory", "power_draw", "energy_mj"}),
+    ("nvmlDeviceGetFieldValues", NVLINK | {"temperature_memory", "power_draw", "energy_mj"}),
     ("nvmlDeviceGetCurrentClocksEventReasons", {"clock_event_reasons"}),
     ("nvmlGpmSampleGet", GPM),
     ("nvmlGpmMetricsGet", GPM),

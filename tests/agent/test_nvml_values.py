@@ -11,7 +11,7 @@ import pytest
 
 from gpumon.agent.nvml import gpm
 from gpumon.errors import GpuLost
-from tests.agent.nvmlnode import GPM, answering, simulated
+from tests.agent.nvmlnode import GPM, PCIE, answering, simulated
 
 
 @pytest.fixture
@@ -27,6 +27,8 @@ def test_gpm_overshoot_is_clamped_and_a_metric_that_failed_or_is_no_number_is_le
         metrics[1].value = math.nan
         metrics[2].nvmlReturn = pynvml.NVML_ERROR_UNKNOWN
         metrics[3].value = 250.0
+        metrics[4].value = -1.0
+        metrics[5].value = math.inf
 
     node = nodes()
     answering(node, "nvmlGpmMetricsGet", change)
@@ -34,6 +36,36 @@ def test_gpm_overshoot_is_clamped_and_a_metric_that_failed_or_is_no_number_is_le
     reading = node.read()
     assert list(gpm.METRICS.values()) == ["sm_active", "sm_occupancy", "tensor_active", "dram_active"]
     assert {field: reading[field] for field in GPM & set(reading)} == {"sm_active": 100.0}
+
+
+def test_traffic_over_pcie_is_counted_up_and_absent_where_an_interval_of_it_is_missing(nodes: Any) -> None:
+    node = nodes("model = 'h100-sxm'\nutilization = 50").open()
+    tx, rx = (bytes_ / 1024 for bytes_ in node.fake.state.gpus[0].traffic_bytes(0.5)[:2])
+
+    def counted(after: float) -> tuple[Any, Any]:
+        reading = node.read(after=after)
+        return reading.get("pcie_tx_kib"), reading.get("pcie_rx_kib")
+
+    assert counted(1) == (None, None)
+    assert counted(2) == pytest.approx((2 * tx, 2 * rx), rel=1e-6)
+    assert counted(10) == pytest.approx((12 * tx, 12 * rx), rel=1e-6)
+    node.fake.fail("nvmlGpmSampleGet", "Unknown")
+    assert counted(5) == (None, None)
+    node.fake.clear_faults()
+    assert counted(5) == pytest.approx((22 * tx, 22 * rx), rel=1e-6), "the mean since the last that was taken"
+    node.fake.fail("nvmlGpmMetricsGet", "Unknown")
+    assert counted(5) == (None, None)
+    node.fake.clear_faults()
+    assert counted(5) == pytest.approx((27 * tx, 27 * rx), rel=1e-6)
+
+
+def test_a_counter_of_bytes_that_has_but_32_bits_is_not_believed(nodes: Any) -> None:
+    node = nodes("model = 'l4'\nutilization = 50").open()
+    values = pynvml.nvmlDeviceGetFieldValues(pynvml.nvmlDeviceGetHandleByIndex(0), [197, 198])
+    assert [value.nvmlReturn for value in values] == [0, 0]
+    assert all(value.valueType == pynvml.NVML_VALUE_TYPE_UNSIGNED_INT for value in values)
+    node.read()
+    assert not PCIE & set(node.read())
 
 
 def test_every_type_of_a_field_value_is_understood_and_not_available_is_no_number(nodes: Any) -> None:

@@ -222,8 +222,9 @@ FIELDS: Final[tuple[Field, ...]] = (
         "pcie_rx_kib",
         "int",
         "KiB",
-        "Received over PCIe since the driver was loaded. A counter, may wrap.",
-        "NVML_FI_DEV_PCIE_COUNT_RX_BYTES",
+        "Received over PCIe since the agent was started. A counter. Hopper and later: the driver's counters of "
+        "other GPUs wrap many times between two samples.",
+        "nvmlGpmMetricsGet",
         0,
         _MAX_COUNT,
         metric=Metric("gpumon_gpu_pcie_received_bytes_total", 1024, counter=True),
@@ -232,8 +233,9 @@ FIELDS: Final[tuple[Field, ...]] = (
         "pcie_tx_kib",
         "int",
         "KiB",
-        "Sent over PCIe since the driver was loaded. A counter, may wrap.",
-        "NVML_FI_DEV_PCIE_COUNT_TX_BYTES",
+        "Sent over PCIe since the agent was started. A counter. Hopper and later: the driver's counters of "
+        "other GPUs wrap many times between two samples.",
+        "nvmlGpmMetricsGet",
         0,
         _MAX_COUNT,
         metric=Metric("gpumon_gpu_pcie_sent_bytes_total", 1024, counter=True),

@@ -60,6 +60,11 @@ def _constant(kind: ValueType, value: int) -> Callable[[_Instant, int], Value]:
     return lambda at, scope: (kind, value)
 
 
+def _wrapped(counter: int) -> Value:
+    """As driver 580 gives it of an H100: the low 32 bits."""
+    return _UINT, counter % 2**32
+
+
 def _corrected(at: _Instant, scope: int) -> Value:
     return _ULL, at.gpu.entry.ecc_corrected
 
@@ -77,8 +82,8 @@ def _limit(at: _Instant, scope: int) -> Value:
 
 
 FIELDS: Final[dict[int, Callable[[_Instant, int], Value]]] = {
-    1: _constant(_UINT, 1),  # ECC mode, current and pending
-    2: _constant(_UINT, 1),
+    1: _constant(_ULL, 1),  # ECC mode, current and pending
+    2: _constant(_ULL, 1),
     3: _corrected,  # ECC totals: volatile, then aggregate
     4: _uncorrected,
     5: _corrected,
@@ -94,10 +99,10 @@ FIELDS: Final[dict[int, Callable[[_Instant, int], Value]]] = {
     139: lambda at, scope: _nvlink(at, scope, 1.0),
     140: lambda at, scope: _nvlink(at, scope, 1.125),
     141: lambda at, scope: _nvlink(at, scope, 1.125),
-    142: _constant(_UINT, 0),  # remapped rows: correctable, uncorrectable, pending, failed
-    143: lambda at, scope: (_UINT, at.gpu.entry.remapped_rows),
-    144: _constant(_UINT, 0),
-    145: _constant(_UINT, 0),
+    142: _constant(_ULL, 0),  # remapped rows: correctable, uncorrectable, pending, failed
+    143: lambda at, scope: (_ULL, at.gpu.entry.remapped_rows),
+    144: _constant(_ULL, 0),
+    145: _constant(_ULL, 0),
     164: _per_link(_NVLINK_MBPS),  # NVLink speed, state
     165: _per_link(1),
     185: lambda at, scope: _milliwatts(at.gpu.mean_power_watts(at.t)),
@@ -111,8 +116,8 @@ FIELDS: Final[dict[int, Callable[[_Instant, int], Value]]] = {
     194: _constant(_INT, -2),
     195: _constant(_INT, 0),
     196: _constant(_INT, 0),
-    197: lambda at, scope: (_ULL, at.counters.pcie_tx_bytes),
-    198: lambda at, scope: (_ULL, at.counters.pcie_rx_bytes),
+    197: lambda at, scope: _wrapped(at.counters.pcie_tx_bytes),
+    198: lambda at, scope: _wrapped(at.counters.pcie_rx_bytes),
 }
 """Field id → what a GPU answers for it; ids that are not here are not supported."""
 

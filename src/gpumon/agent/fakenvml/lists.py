@@ -109,11 +109,13 @@ def nvmlDeviceGetSamples(
     first = max(
         number(seen) * _SAMPLES_PER_SECOND // _MICRO + 1, last - int(HISTORY_SECONDS * _SAMPLES_PER_SECOND)
     )
-    room = count._obj.value if array is not None else 0
+    room = count._obj.value
     count._obj.value = max(0, last - first + 1)
     value_kind._obj.value = _UNSIGNED_INT
     if not count._obj.value:
         return Return.NOT_FOUND
+    if array is None:
+        return Return.SUCCESS  # unlike other lists
     if count._obj.value > room:
         return Return.INSUFFICIENT_SIZE
     for row, tick in zip(getattr(array, "_obj", array), range(first, last + 1), strict=False):

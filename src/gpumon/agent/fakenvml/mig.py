@@ -39,7 +39,7 @@ def nvmlDeviceGetMigMode(gpu: SimGpu, t: float, current: Any, pending: Any) -> i
 
 
 def nvmlDeviceGetMaxMigDeviceCount(gpu: SimGpu, t: float, count: Any) -> int:
-    count._obj.value = gpu.model.mig_max
+    count._obj.value = gpu.model.mig_max if gpu.mig_enabled else 0
     return Return.SUCCESS
 
 

@@ -1,7 +1,7 @@
 """How busy a GPU was since the last sample, by one call.
 
 nvmlDeviceGetUtilizationRates tells the last second or less: of a GPU that works in bursts, an interval of five
-seconds catches some by chance. The driver remembers that value for some sixteen seconds, and gives all of them.
+seconds catches some by chance. The driver remembers that value for some fourteen seconds, and gives all of them.
 """
 
 from __future__ import annotations

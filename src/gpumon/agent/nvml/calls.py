@@ -19,11 +19,14 @@ from gpumon.agent.nvml.errors import meaning
 from gpumon.agent.nvml.readings import Source
 from gpumon.agent.nvml.use import Use
 from gpumon.agent.ports import Reading
+from gpumon.clock import Monotonic
 
 _MIB = 2**20
 
 
-def sources(handle: Any, groups: frozenset[str], use: Use | None, samples: busy.BusySamples) -> tuple[Source, ...]:
+def sources(
+    handle: Any, groups: frozenset[str], use: Use | None, samples: busy.BusySamples, monotonic: Monotonic
+) -> tuple[Source, ...]:
     """The sources of one GPU for the groups that are on, in the order in which to ask them. `use` is who uses
     it, where that is asked; `samples` is how busy it was."""
     wants_use = "utilization" in groups
@@ -32,7 +35,7 @@ def sources(handle: Any, groups: frozenset[str], use: Use | None, samples: busy.
         *_batch(handle, groups),
         *(call.source(handle) for call in CALLS if call.group in groups),
         *((_source(busy.NAME, (busy.FIELD,), samples.read, forget=samples.forget),) if wants_use else ()),
-        *(_gpm(handle) if wants_use else ()),
+        *_gpm(handle, groups, monotonic),
     )
 
 
@@ -188,9 +191,11 @@ def _batch(handle: Any, groups: frozenset[str]) -> Iterator[Source]:
         yield _source(fields.NAME, (item.field for item in items), batch.read)
 
 
-def _gpm(handle: Any) -> Iterator[Source]:
-    metrics = gpm.Gpm(handle)
-    yield _source(gpm.NAME, gpm.METRICS.values(), metrics.read, forget=metrics.forget)
+def _gpm(handle: Any, groups: frozenset[str], monotonic: Monotonic) -> Iterator[Source]:
+    wanted = (gpm.METRICS if "utilization" in groups else {}) | (gpm.TRAFFIC if "links" in groups else {})
+    if wanted:
+        metrics = gpm.Gpm(handle, wanted, monotonic=monotonic)
+        yield _source(gpm.NAME, wanted.values(), metrics.read, forget=metrics.forget)
 
 
 def _processes(use: Use) -> Iterator[Source]:

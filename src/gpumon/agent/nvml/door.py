@@ -218,7 +218,13 @@ class Nvml:
     def _device(self, handle: Any) -> _Device:
         use = Use(handle, monotonic=self._monotonic, now=self._now) if "processes" in self._groups else None
         reader = GpuReader(
-            sources(handle, self._groups, use, BusySamples(handle, monotonic=self._monotonic, now=self._now)),
+            sources(
+                handle,
+                self._groups,
+                use,
+                BusySamples(handle, monotonic=self._monotonic, now=self._now),
+                self._monotonic,
+            ),
             slow_interval_seconds=self._slow_interval_seconds,
             monotonic=self._monotonic,
         )

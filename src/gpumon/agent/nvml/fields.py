@@ -1,7 +1,9 @@
 """Many readings by one call: nvmlDeviceGetFieldValues.
 
 Every value of the batch has a return code and a type of its own. An id that the driver does not know is
-dropped from the batch at the first sample; its reading then comes from a call of its own, or is absent.
+dropped from the batch at the first sample; its reading then comes from a call of its own, or is absent. So is a
+counter of bytes that has but 32 bits, as that of PCIe on an H100 (driver 580): a busy link fills it ten times a
+second, and what it gives between two samples is known but for an unknown number of times 4 GiB.
 """
 
 from __future__ import annotations
@@ -32,6 +34,11 @@ _MEMBER = {
     pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
     pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
 }
+_NARROW = {
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT,
+    pynvml.NVML_VALUE_TYPE_SIGNED_INT,
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,8 @@ class Item:
     id: int
     convert: Callable[[float], float]
     scope: int = 0
+    wide: bool = False
+    """Of use only where it has 64 bits."""
 
 
 def _milli(value: float) -> float:
@@ -58,8 +67,8 @@ ITEMS = (
     Item("power", "power_draw", pynvml.NVML_FI_DEV_POWER_AVERAGE, _milli),
     Item("power", "energy_mj", pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, int),
     Item("temperature", "temperature_memory", pynvml.NVML_FI_DEV_MEMORY_TEMP, int),
-    Item("links", "pcie_rx_kib", pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, _kibi),
-    Item("links", "pcie_tx_kib", pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, _kibi),
+    Item("links", "pcie_rx_kib", pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, _kibi, wide=True),
+    Item("links", "pcie_tx_kib", pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, _kibi, wide=True),
     Item("links", "nvlink_rx_kib", pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, int, ALL_LINKS),
     Item("links", "nvlink_tx_kib", pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, int, ALL_LINKS),
 )
@@ -86,7 +95,9 @@ class FieldBatch:
         unknown = set()
         for item, value in zip(self._items, self._values, strict=True):
             code = value.nvmlReturn
-            if code == pynvml.NVML_SUCCESS:
+            if code == pynvml.NVML_SUCCESS and item.wide and value.valueType in _NARROW:
+                unknown.add(item)
+            elif code == pynvml.NVML_SUCCESS:
                 reading[item.field] = _converted(item, value)
                 self._given.add(item.field)
             elif code in GPU_GONE or code in LIBRARY_GONE:

@@ -1,6 +1,6 @@
-"""Activity by unit from Hopper on: GPM, which gives the mean between two samples that we keep.
+"""Activity by unit and traffic over PCIe, from Hopper on: GPM, which gives means between two samples that we keep.
 
-It takes no profiler lock. The first sample of a GPU has no activity, because there is nothing to compare.
+It takes no profiler lock. The first sample of a GPU has none of it, because there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import pynvml
 
+from gpumon import clock
 from gpumon.agent.ports import Reading
+from gpumon.clock import Monotonic
 
 NAME = "nvmlGpmMetricsGet"
 METRICS = {
@@ -21,26 +23,41 @@ METRICS = {
     pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: "tensor_active",
     pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL: "dram_active",
 }
+TRAFFIC = {
+    pynvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC: "pcie_tx_kib",
+    pynvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC: "pcie_rx_kib",
+}
+"""MiB a second, which become counters here: the driver's own of PCIe wrap within a moment."""
+
 _ROUNDING = 1.0
 """Percent by which a ratio of two counters may overshoot; further out it is junk."""
 
 
 class Gpm:
     """GPM of one GPU, or of one of its GPU instances where `gpu_instance` is its id: two sample buffers in turn,
-    given back by `forget`. `metrics` is metric id → the name that its value gets."""
+    given back by `forget`. `metrics` is metric id → the name that its value gets; those of TRAFFIC are counted up
+    from 0, also across `forget`, and None where the traffic of an interval could not be had."""
 
     def __init__(
-        self, handle: Any, metrics: Mapping[int, str] = METRICS, *, gpu_instance: int | None = None
+        self,
+        handle: Any,
+        metrics: Mapping[int, str] = METRICS,
+        *,
+        gpu_instance: int | None = None,
+        monotonic: Monotonic = clock.monotonic,
     ) -> None:
         self._handle = handle
         self._metrics = metrics
         self._gpu_instance = gpu_instance
+        self._monotonic = monotonic
+        self._taken_at = 0.0
+        self._kib: dict[str, float] = {}
         self._buffers: list[Any] = []  # the older sample first, once `_taken`
         self._taken = False
         self._request: Any = None
 
     def read(self) -> Reading:
-        """Means since the last sample, in percent; empty the first time. Raises NVMLError."""
+        """Means since the last sample, in percent, and traffic, in KiB; empty the first time. Raises NVMLError."""
         if len(self._buffers) < 2:
             self._open()
         older, newer = self._buffers
@@ -49,13 +66,22 @@ class Gpm:
         else:
             pynvml.nvmlGpmMigSampleGet(self._handle, self._gpu_instance, newer)
         self._buffers = [newer, older]
+        before, self._taken_at = self._taken_at, self._monotonic()
         if not self._taken:
             self._taken = True
             return {}
         self._request.sample1, self._request.sample2 = older, newer
         pynvml.nvmlGpmMetricsGet(self._request)
-        names = self._metrics.values()
-        return {name: _percent(metric) for name, metric in zip(names, self._request.metrics, strict=False)}
+        return {
+            name: self._counted(name, metric, self._taken_at - before) if number in TRAFFIC else _percent(metric)
+            for (number, name), metric in zip(self._metrics.items(), self._request.metrics, strict=False)
+        }
+
+    def _counted(self, name: str, metric: Any, seconds: float) -> int | None:
+        if metric.nvmlReturn != pynvml.NVML_SUCCESS or not 0 <= metric.value < math.inf:
+            return None
+        self._kib[name] = self._kib.get(name, 0.0) + metric.value * 1024 * seconds
+        return int(self._kib[name])
 
     def forget(self) -> None:
         """Frees both samples. The next reading is a first one again."""

@@ -15,7 +15,7 @@ FIRST_SECONDS = 1.0
 """How far back the first sample looks."""
 
 _LATE_SECONDS = 2.0
-"""By how much the newest stamp may be older than the sample that brought it; drivers take some six a second."""
+"""By how much the newest stamp may be older than the sample that brought it; drivers take five or six a second."""
 _MICRO = 1_000_000
 
 

@@ -156,14 +156,16 @@ class GpuReader:
             except NoReading as error:
                 missed = f"{source.name}: {error}"
                 silent += self._note_failure(source, error)
-                settled.update(dict.fromkeys(self._given.get(source.name, ())))
+                for field in self._given.get(source.name, ()):
+                    settled.setdefault(field)
                 continue
             if answer and not any(value is not None for value in answer.values()):
                 missed = f"{source.name}: no value"
                 silent += 1
             else:
                 answered += 1
-            settled.update(answer)
+            for field, value in answer.items():
+                settled.setdefault(field, value)
             if source.slow and None not in answer.values():
                 self._carried[source.name] = (now + source.slow * self._slow_interval_seconds, answer)
         if silent >= SILENT_SOURCES and not answered:

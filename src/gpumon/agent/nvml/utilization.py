@@ -1,6 +1,9 @@
 """How hard each process uses the multiprocessors of a GPU, by one call.
 
 The driver gives each process its mean over its samples that are newer than an instant we name (see `lastseen`).
+As seen on an H100 (driver 580): it takes five samples a second, and charges all that the GPU did in each to one of
+those that worked. So processes that share a GPU are told apart by lot, ever better the longer the time; those that
+begin work more often are drawn more often. A process that has ended has no rows any more, from that moment on.
 
 The new call (driver 550) comes first: on Blackwell the old one says 0 for everybody.
 """
