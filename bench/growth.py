@@ -8,8 +8,8 @@ samples take 130 GB). Each day is generated while the server is at the one befor
 rows of that are sealed, so that its accounts need not be made twice. Only the last three are put in together, with
 nothing beside: they are timed. At the end it is asked what `bench.queries` asks, idle.
 
-171 M samples take two hours of a machine that does nothing else. In a FOLDER, which is kept, a run that was
-stopped goes on with the day it was at, and what is measured already is not measured again.
+171 M samples take some three and a half hours of a machine of two cores. In a FOLDER, which is kept, a run that
+was stopped goes on with the day it was at, and what is measured already is not measured again.
 """
 
 from __future__ import annotations
