@@ -96,13 +96,13 @@ def server(folder: Path, port: int, **more: str) -> Program:
     )
 
 
-def agent(scenario: Path, spool: Path, server_port: int, status_port: int, **more: str) -> Program:
-    """An agent of node gpu-node-a on simulated GPUs, ten samples a second."""
+def agent(scenario: Path | None, spool: Path, server_port: int, status_port: int, **more: str) -> Program:
+    """An agent of node gpu-node-a on simulated GPUs, on real ones without a scenario, ten samples a second."""
     return Program(
         "agent",
         {
             "NODE_NAME": "gpu-node-a",
-            "GPUMON_FAKE_NVML": str(scenario),
+            "GPUMON_FAKE_NVML": "" if scenario is None else str(scenario),
             "GPUMON_AGENT__SERVER__SERVER_HOST": "http://127.0.0.1",
             "GPUMON_AGENT__SERVER__SERVER_PORT": str(server_port),
             "GPUMON_AGENT__MONITORING__INTERVAL_SECONDS": "0.1",

@@ -113,6 +113,7 @@ def test_each_field_comes_from_its_own_id_and_nvlink_from_all_links(nodes: Any) 
         "nvlink_rx_kib": 139,
     }
     assert expected.items() <= reading.items()
+    assert expected.items() <= node.read().items(), "GPM, which comes later, does not take its place"
 
 
 def test_ecc_errors_are_the_uncorrected_ones_since_the_driver_was_loaded(nodes: Any) -> None:

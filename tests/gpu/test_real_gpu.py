@@ -21,7 +21,7 @@ import pytest
 
 from gpumon.agent.nvml import Nvml
 from gpumon.agent.ports import USE, Gpu, GpuProcess, Reading
-from tests.processes import Program, free_port, server, until
+from tests.processes import agent, free_port, server, until
 
 pytestmark = [
     pytest.mark.gpu,
@@ -234,23 +234,11 @@ def test_energy_is_power_over_time(nvml: tuple[Nvml, Gpu], start: Start) -> None
 def test_agent_and_server_tell_of_it_what_nvidia_smi_told(tmp_path: Path, start: Start) -> None:
     port, status_port = free_port(), free_port()
     work = start(50, 50, 1024)
-    agent = Program(
-        "agent",
-        {
-            "NODE_NAME": "real",
-            "GPUMON_AGENT__SERVER__SERVER_HOST": "http://127.0.0.1",
-            "GPUMON_AGENT__SERVER__SERVER_PORT": str(port),
-            "GPUMON_AGENT__MONITORING__INTERVAL_SECONDS": "1",
-            "GPUMON_AGENT__NETWORK__BATCH_INTERVAL": "1",
-            "GPUMON_AGENT__SPOOL__DIRECTORY": str(tmp_path / "spool"),
-            "GPUMON_AGENT__STATUS__PORT": str(status_port),
-            "GPUMON_AGENT__LOGGING__LOG_FILE": "",
-        },
-        b"agent_started",
-    )
-    with server(tmp_path / "data", port) as served, agent:
+    every_second = {"GPUMON_AGENT__MONITORING__INTERVAL_SECONDS": "1"}
+    sampling = agent(None, tmp_path / "spool", port, status_port, **every_second)
+    with server(tmp_path / "data", port) as served, sampling:
         served.start()
-        agent.start()
+        sampling.start()
         said = []
         for _ in range(12):
             time.sleep(1)

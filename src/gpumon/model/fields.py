@@ -222,8 +222,8 @@ FIELDS: Final[tuple[Field, ...]] = (
         "pcie_rx_kib",
         "int",
         "KiB",
-        "Received over PCIe since the agent was started. A counter. Hopper and later: the driver's counters of "
-        "other GPUs wrap many times between two samples.",
+        "Received over PCIe since the agent was started. A counter. Hopper and later: the driver's own is "
+        "not used where it has but 32 bits.",
         "nvmlGpmMetricsGet",
         0,
         _MAX_COUNT,
@@ -233,8 +233,8 @@ FIELDS: Final[tuple[Field, ...]] = (
         "pcie_tx_kib",
         "int",
         "KiB",
-        "Sent over PCIe since the agent was started. A counter. Hopper and later: the driver's counters of "
-        "other GPUs wrap many times between two samples.",
+        "Sent over PCIe since the agent was started. A counter. Hopper and later: the driver's own is "
+        "not used where it has but 32 bits.",
         "nvmlGpmMetricsGet",
         0,
         _MAX_COUNT,
