@@ -204,3 +204,11 @@ def test_a_reading_sees_the_newest_samples_as_they_are_in_its_rows(tmp_path: Pat
         store.execute("INSERT INTO live.latest (client_name) VALUES ('later')")
         assert reading.select("SELECT count(*) FROM live.latest") == [(0,)]
     store.close()
+
+
+def test_what_a_sealed_file_says_of_itself_is_kept_from_one_reading_to_the_next(tmp_path: Path) -> None:
+    store = Store(tmp_path, cell_columns=CREATE_CELLS.strip("()"))
+    store.open()
+    with store.reading() as reading:  # its connection has none of what is set on another alone
+        assert reading.select("SELECT current_setting('parquet_metadata_cache')") == [(True,)]
+    store.close()
