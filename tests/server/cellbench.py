@@ -112,13 +112,17 @@ class BenchReading:
         return Coverage(self._bench.hours, self._bench.fine, self._bench.days)
 
     def rows_of(self, windows: Sequence[Run]) -> None:
-        where = " OR ".join(f"sampled_at BETWEEN '{of}' AND '{to}'" for of, to in windows) or "FALSE"
         for table in (SAMPLES, POD_USAGE):
-            columns = ", ".join(table.columns)
-            self._cursor.execute(
-                f"CREATE OR REPLACE TEMP VIEW {table.name} AS "
-                f"SELECT {columns}, rowid + {2**61} AS row_id FROM hot_{table.name} WHERE {where}"
-            )
+            rows = _rows_within(table.name, windows, table.columns)
+            self._cursor.execute(f"CREATE OR REPLACE TEMP VIEW {table.name} AS {rows}")
+
+    def rows_in(self, table: str, window: Run, columns: Sequence[str]) -> str:
+        return f"({_rows_within(table, [window], columns)})"
+
+
+def _rows_within(table: str, windows: Sequence[Run], columns: Sequence[str]) -> str:
+    where = " OR ".join(f"sampled_at BETWEEN '{of}' AND '{to}'" for of, to in windows) or "FALSE"
+    return f"SELECT {', '.join(columns)}, rowid + {2**61} AS row_id FROM hot_{table} WHERE {where}"
 
 
 def some_runs(chance: random.Random, begin: datetime, end: datetime, bucket: timedelta) -> list[Run]:

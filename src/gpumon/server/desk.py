@@ -18,7 +18,7 @@ from gpumon.server.accounts.slices import KNOWN_FOR
 from gpumon.server.database import Reading, Rows
 from gpumon.server.queries import Query
 from gpumon.server.readings import PLACE
-from gpumon.server.relations import Window, quoted
+from gpumon.server.relations import SealedRaw, Window, quoted, rows_in
 from gpumon.server.store import Store
 from gpumon.server.touched import HOT, Touched
 
@@ -51,6 +51,7 @@ class Place:
         self._store = store
         self._reading = reading
         self._reach = reach
+        self._sealed: list[SealedRaw] | None = None
 
     @property
     def reach(self) -> timedelta:
@@ -68,6 +69,13 @@ class Place:
     def rows_of(self, windows: Sequence[Window]) -> None:
         """From now on `samples` and `pod_usage` have the rows within the windows (naive UTC) at least."""
         self._store.look_at(self._reading, windows)
+
+    def rows_in(self, table: str, window: Window, columns: Sequence[str]) -> str:
+        """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window: these columns and
+        `row_id`."""
+        if self._sealed is None:
+            self._sealed = self._store.sealed_in(self._reading)
+        return rows_in(table, columns, self._sealed, window)
 
     def counted(self, start: datetime, end: datetime) -> None:
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu in

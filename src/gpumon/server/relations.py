@@ -7,9 +7,9 @@ before what is still hot, and a sealed day keeps the order in which rows of one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +21,9 @@ SEALABLE: Final = (SAMPLES, POD_USAGE)
 Window = tuple[datetime, datetime]
 """From when to when, both included, naive UTC."""
 
-_HOT = 2**61
+_HOT = 2**62
 _FILE = 2**40
+"""Times the day of a sealed row as a number: to the year 9999 below what is hot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,15 @@ class SealedRaw:
     """The sealed rows of a day: the folder of the Parquet files, and between which instants (naive UTC) they
     are."""
 
+    day: date
     folder: Path
     first_at: datetime
     last_at: datetime
+
+    def touches(self, window: Window) -> bool:
+        """Whether rows of it may be within a window."""
+        of, to = window
+        return self.first_at <= to and self.last_at >= of
 
 
 def hot(table: Table) -> str:
@@ -42,8 +49,16 @@ def hot(table: Table) -> str:
 
 def views(sealed: Iterable[SealedRaw], windows: Sequence[Window]) -> list[str]:
     """Statements that make the relations, with all rows within the windows (naive UTC) at least."""
-    touched = [raw.folder for raw in sealed if any(raw.first_at <= to and raw.last_at >= of for of, to in windows)]
-    return [_view(table, touched) for table in SEALABLE]
+    touched = [raw for raw in sealed if any(raw.touches(window) for window in windows)]
+    return [
+        f"CREATE OR REPLACE TEMP VIEW {table.name} AS {_rows(table.name, table.columns, touched)}"
+        for table in SEALABLE
+    ]
+
+
+def rows_in(table: str, columns: Sequence[str], sealed: Iterable[SealedRaw], window: Window) -> str:
+    """SQL for one relation with all rows within a window (naive UTC) at least, and these of its columns."""
+    return f"({_rows(table, columns, [raw for raw in sealed if raw.touches(window)])})"
 
 
 def quoted(text: str) -> str:
@@ -51,18 +66,19 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def sealed_rows(table: Table, files: Iterable[Path]) -> str:
-    """SQL for the rows of sealed files, of which those of a later file came later."""
-    listed = ", ".join(quoted(str(file)) for file in files)
+def sealed_rows(columns: Sequence[str], files: Mapping[int, Path]) -> str:
+    """SQL for the rows of sealed files, of which those of a file with a larger number came later."""
+    numbers, listed = ", ".join(map(str, files)), ", ".join(quoted(str(file)) for file in files.values())
+    number = numbers if len(files) == 1 else f"[{numbers}][CAST(file_index AS BIGINT) + 1]"
     return (
-        f"SELECT {', '.join(table.columns)}, CAST(file_index * {_FILE} + file_row_number AS BIGINT) AS row_id "
+        f"SELECT {', '.join(columns)}, CAST({number} * {_FILE} + file_row_number AS BIGINT) AS row_id "
         f"FROM read_parquet([{listed}])"
     )
 
 
-def _view(table: Table, folders: Sequence[Path]) -> str:
-    columns = ", ".join(table.columns)
-    sources = [f"SELECT {columns}, rowid + {_HOT} AS row_id FROM hot_{table.name}"]
-    if folders:
-        sources.append(sealed_rows(table, [folder / f"{table.name}.parquet" for folder in folders]))
-    return f"CREATE OR REPLACE TEMP VIEW {table.name} AS {' UNION ALL '.join(sources)}"
+def _rows(table: str, columns: Sequence[str], sealed: Sequence[SealedRaw]) -> str:
+    sources = [f"SELECT {', '.join(columns)}, rowid + {_HOT} AS row_id FROM hot_{table}"]
+    if sealed:
+        files = {raw.day.toordinal(): raw.folder / f"{table}.parquet" for raw in sealed}
+        sources.append(sealed_rows(columns, files))
+    return " UNION ALL ".join(sources)

@@ -163,10 +163,13 @@ class Store:
     def look_at(self, reading: Reading, windows: Sequence[Window], without: Collection[date] = ()) -> None:
         """Makes the relations `samples` and `pod_usage` of a reading, for these windows, without what is sealed of
         some days."""
-        left_out = {f"{day:%Y%m%d}" for day in without}
-        there = [raw for raw in _sealed(reading.select(_RAW)) if raw.folder.parent.name not in left_out]
+        there = [raw for raw in self.sealed_in(reading) if raw.day not in without]
         for statement in views(there, windows):
             reading.select(statement)
+
+    def sealed_in(self, reading: Reading) -> list[SealedRaw]:
+        """The days whose rows are sealed, as a reading sees them."""
+        return _sealed(reading.select(_RAW))
 
     def wait_for_readers(self, timeout_seconds: float) -> bool:
         """Waits until the readings that are under way now have ended; whether they have. What was sealed, and is
@@ -231,7 +234,7 @@ class Store:
         """Makes `live.latest` anew from all rows: the newest of each sealed day, then the hot ones, which came
         later. Of a day whose file is damaged there is none, until `sealer` has had it made anew."""
         self.execute("DELETE FROM live.latest")
-        for raw in sorted(_sealed(self.execute(_RAW)), key=lambda raw: raw.folder.parent.name):
+        for raw in _sealed(self.execute(_RAW)):
             file = quoted(str(raw.folder / "latest.parquet"))
             try:
                 self.execute(
@@ -292,9 +295,12 @@ def discard(folder: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-_RAW: Final = "SELECT folder, first_at, last_at FROM sealed WHERE has_rows ORDER BY day"
+_RAW: Final = "SELECT day, folder, first_at, last_at FROM sealed WHERE has_rows ORDER BY day"
 
 
 def _sealed(rows: Sequence[tuple[Any, ...]]) -> list[SealedRaw]:
     """Of a day without a row, first and last are NULL: no window touches it."""
-    return [SealedRaw(Path(folder), first or datetime.max, last or datetime.min) for folder, first, last in rows]
+    return [
+        SealedRaw(day, Path(folder), first or datetime.max, last or datetime.min)
+        for day, folder, first, last in rows
+    ]

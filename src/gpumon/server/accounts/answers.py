@@ -24,7 +24,7 @@ from gpumon.server.accounts.gathering import Gathered, gather
 from gpumon.server.accounts.groups import grouping
 from gpumon.server.accounts.prices import Price
 from gpumon.server.accounts.ranges import DEFAULT_LAST, Span, duration, span_of
-from gpumon.server.accounts.slices import KNOWN_FOR, utc, windows_of
+from gpumon.server.accounts.slices import KNOWN_FOR, utc
 from gpumon.server.tables import POD_USAGE, SAMPLES, Table
 
 Answer = dict[str, Any]
@@ -119,9 +119,7 @@ class Answers:
         length = series.step_of(step, span)
         edges = series.edges_of(span, length, self._zone)
         with self._reading() as reading:
-            windows = windows_of([(utc(span.start), utc(span.end))], reading.reach)
-            reading.rows_of(windows)
-            rows = _select(reading, series.select_series(wanted, span, edges, windows, self._stale_after))
+            rows = _select(reading, series.select_series(wanted, span, edges, reading, self._stale_after))
         return {"range": _range(span)} | series.series_of(rows, wanted, edges, length)
 
     def gpus(self, node: str | None) -> list[Answer]:

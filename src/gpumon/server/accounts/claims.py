@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from gpumon.server.accounts.cells import CLAIM, LEVEL_KEYS
-from gpumon.server.accounts.desk import Run
-from gpumon.server.accounts.slices import SOURCE, rows, within
+from gpumon.server.accounts.slices import SOURCE, Cut, rows, within
 from gpumon.server.tables import POD_KEY
 
 FATES: Final = ("free", "unhealthy", "activity_unmeasured", "allocation_unknown", "not_readable")
@@ -30,11 +29,18 @@ SAMPLE_COLUMNS: Final = """
     interval_energy_mj, power_draw, attribution_note"""
 """What `ticks` are to carry for this."""
 
+_READABLE: Final = "coalesce(state, 'ok') = 'ok'"
+
+READABLE: Final = f"""
+    SELECT sample, place, source, sampled_at, {_READABLE} AS readable
+    FROM cell_ticks WHERE sample IN (SELECT sample FROM cell_spans)"""
+"""Of `SLICES` what users' own rows need; of samples it takes the state alone."""
+
 SLICES: Final = f"""
-    SELECT sample, place, source, sampled_at, coalesce(state, 'ok') = 'ok' AS readable,
+    SELECT sample, place, source, sampled_at, {_READABLE} AS readable,
            coalesce(state = 'lost', false) AS lost, holder_count, process_count,
            unhealthy IS NOT NULL AS is_unhealthy,
-           CASE WHEN coalesce(state, 'ok') = 'ok'
+           CASE WHEN {_READABLE}
                 THEN {within("coalesce(utilization_mean, utilization_gpu)", "0", "100")} / 100 END AS busy,
            {within("memory_used", "0")} AS memory,
            {within("coalesce(interval_energy_mj, power_draw * total / 1e3)", "0")} AS energy
@@ -44,9 +50,9 @@ SLICES: Final = f"""
 interval."""
 
 
-def users(windows: Sequence[Run], of: str = "TRUE") -> str:
-    """SQL for the users of `cell_slices`: rows of `pod_usage`, as they were told, where `of` holds; `claim` is as
-    whom they are summed up."""
+def users(cuts: Sequence[Cut]) -> str:
+    """SQL for the users of `cell_slices`: rows of `pod_usage`, as they were told; `claim` is as whom they are
+    summed up."""
     is_pod = "pod IS NOT NULL"
     keys = {
         "who": f"CASE WHEN {is_pod} THEN 'pod' WHEN method = 'unresolved' OR pod_uid IS NOT NULL "
@@ -64,7 +70,7 @@ def users(windows: Sequence[Run], of: str = "TRUE") -> str:
         hash({", ".join(f"claim_{name}" for name in CLAIM)}) AS claim, mig_uuid, namespace, pod, container,
         pod_uid, owner_kind, owner_name, method, held, gpu_share, utilization, memory_used AS memory, energy_mj,
         process_count AS processes"""
-    told = rows("pod_usage", selected, windows, of)
+    told = rows("pod_usage", selected, cuts)
     return f"""
         SELECT * FROM ({told}) AS told
         JOIN (SELECT sample, source, sampled_at FROM cell_slices) USING (source, sampled_at)"""

@@ -54,6 +54,10 @@ class Reading(Protocol):
         """From now on `samples` and `pod_usage` have at least the rows of these windows, of which both ends
         belong to them."""
 
+    def rows_in(self, table: str, window: Run, columns: Sequence[str]) -> str:
+        """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window: these columns and
+        `row_id`. For many windows far from each other: of each only the files are read that it touches."""
+
 
 class Desk(Protocol):
     """The store, as questions see it."""

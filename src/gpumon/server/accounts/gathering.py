@@ -109,7 +109,8 @@ def _length_of_pieces(reading: Reading, stretches: Sequence[Run]) -> timedelta:
     whole = sum((to - of for of, to in stretches), timedelta())
     if whole <= HOUR:  # counting would cost as much as it saves
         return whole
-    sql = f"SELECT count(*) FROM ({slices.rows('samples', 'sampled_at', stretches)})"
-    values = slices.parameters(stretches, stretches, timedelta())
+    cuts = [slices.Cut(stretch) for stretch in stretches]
+    sql = f"SELECT count(*) FROM ({slices.rows('samples', 'sampled_at', cuts)})"
+    values = slices.parameters(stretches, cuts, timedelta())
     samples: int = reading.select(sql, slices.bound_values(sql, values))[0][0]
     return max(whole / max(samples / MOST_SAMPLES, 1), FINE)

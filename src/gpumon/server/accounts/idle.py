@@ -10,7 +10,7 @@ in question. Raw rows of that hour tell when; where they are deleted, it was in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ _HOLDERS: Final = f"""
     CREATE OR REPLACE TEMP TABLE cell_holders AS
     SELECT row_number() OVER () AS holder, *
     FROM (SELECT DISTINCT coalesce(latest.gpu_uuid, client_name || '/' || gpu_id) AS gpu_key,
+                 latest.gpu_uuid IS NOT NULL AS has_uuid,
                  {", ".join(f"pod_usage.{name}" for name in HOLDER)}
           FROM live.latest JOIN pod_usage USING (client_name, gpu_id, sampled_at)
           WHERE latest.sampled_at >= $fresh AND pod_usage.sampled_at >= $fresh AND pod_usage.held
@@ -170,10 +171,16 @@ def ask(
     def run(sql: str) -> Rows:
         return reading.select(sql, slices.bound_values(sql, values))
 
-    def buckets_in_question() -> list[Run]:
+    def in_question() -> dict[Run, set[tuple[str, bool]]]:
+        """The buckets whose raw rows are looked into, with the GPUs of which, and whether that is their UUID."""
         run(_evidence(gathered))
-        wanted = run("SELECT DISTINCT unnest([busy_bucket, last_bucket]) FROM cell_evidence")
-        return sorted(gathered.bucket_from(begin) for (begin,) in wanted if begin is not None)
+        wanted: dict[Run, set[tuple[str, bool]]] = {}
+        for begin, key, has_uuid in run(
+            "SELECT DISTINCT unnest([busy_bucket, last_bucket]), gpu_key, has_uuid FROM cell_evidence"
+        ):
+            if begin is not None:
+                wanted.setdefault(gathered.bucket_from(begin), set()).add((key, has_uuid))
+        return wanted
 
     oldest = run("SELECT min(sampled_at) FROM live.latest WHERE sampled_at >= $fresh")[0][0]
     if oldest is None:
@@ -181,24 +188,41 @@ def ask(
     values["fresh"] = oldest
     reading.rows_of([(oldest, datetime.max)])
     run(_HOLDERS)
-    buckets = buckets_in_question()
-    while days := [bucket for bucket in buckets if bucket in gathered.within.days]:
+    wanted = in_question()
+    while days := [bucket for bucket in wanted if bucket in gathered.within.days]:
         gathered = gathered.by_hours(days)
         values |= gathered.parameters
-        buckets = buckets_in_question()
-    if not buckets:
+        wanted = in_question()
+    if not wanted:
         return []
-    values["begins"], values["untils"] = zip(*buckets, strict=True)
-    reading.rows_of(slices.windows_of(buckets, gathered.reach))
-    rolling.prepare(
-        reading.select,
-        buckets,
-        gathered.reach,
-        stale_after,
-        of=f"{GPU_KEY} IN (SELECT gpu_key FROM cell_evidence)",
-    )
+    values["begins"], values["untils"] = zip(*wanted, strict=True)
+    rolling.prepare(reading.select, sorted(wanted), _cuts(wanted, reading, gathered.reach), stale_after)
     figures = _figures(gathered, price)
     return reading.answer(figures, slices.bound_values(figures, values))
+
+
+def _cuts(
+    wanted: Mapping[Run, Iterable[tuple[str, bool]]], reading: Reading, reach: timedelta
+) -> list[slices.Cut]:
+    """What is read of buckets: of each GPU its own, and no row twice."""
+    buckets: dict[tuple[str, bool], list[Run]] = {}
+    for bucket, gpus in wanted.items():
+        for gpu in gpus:
+            buckets.setdefault(gpu, []).append(bucket)
+    read: dict[tuple[Run, bool], list[str]] = {}
+    for (key, has_uuid), of_gpu in buckets.items():
+        for window in slices.windows_of(of_gpu, reach):
+            read.setdefault((window, has_uuid), []).append(key)
+    cuts = []
+    for number, ((window, has_uuid), of_window) in enumerate(read.items()):
+        values = {f"gpu_{number}_{nth}": key for nth, key in enumerate(of_window)}
+        relations = {
+            table: reading.rows_in(table, window, columns) for table, columns in rolling.HOLDINGS_COLUMNS.items()
+        }
+        # Of a column Parquet files know where it may be, of what is made of several they don't.
+        of = f"{'gpu_uuid' if has_uuid else GPU_KEY} IN ({', '.join(f'${name}' for name in values)})"
+        cuts.append(slices.Cut(window, of, values, relations))
+    return cuts
 
 
 def idle_of(

@@ -19,6 +19,7 @@ from gpumon.server.accounts.cells import (
 )  # fmt: skip
 from gpumon.server.accounts.desk import Rows, Run
 from gpumon.server.accounts.slices import GPU_KEY, PLACE, PLACE_HASH
+from gpumon.server.tables import POD_USAGE
 
 Execute = Callable[[str, Mapping[str, Any]], Rows]
 """Runs a statement on a connection on which `samples` and `pod_usage` have the rows that matter."""
@@ -114,6 +115,9 @@ HOLDINGS: Final = f"""
     WHERE row_id IN (SELECT max(row_id) FROM cell_users WHERE held GROUP BY sample, {", ".join(HOLDER)})"""
 """SQL for what each holder has of a sample, after `prepare`."""
 
+HOLDINGS_COLUMNS: Final = {"samples": (*slices.TICK_COLUMNS, "state"), "pod_usage": POD_USAGE.columns}
+"""What `prepare` takes of the raw rows, by table."""
+
 _HOLDER_ROWS: Final = f"""
     SELECT {_BUCKET}, 'holder' AS kind, {_OF_PLACE}, {", ".join(HOLDER)}, share,
            hash(place, {", ".join(HOLDER)}, share) AS subject, make_timestamp(min(begins)) AS begins,
@@ -169,7 +173,11 @@ def roll(
 
     In one statement, since for the few rows at the edges of a range a statement for each step costs more than the
     steps."""
-    values, steps = _steps(buckets, reach, stale_after, "TRUE")
+    cuts = [slices.Cut(window) for window in slices.windows_of(buckets, reach)]
+    values, steps = (
+        slices.parameters(buckets, cuts, stale_after),
+        _steps(cuts, claims.SAMPLE_COLUMNS, claims.SLICES),
+    )
     if kinds & {"claim", "joint", "whole"}:
         levels = _LEVELS if "joint" in kinds else _NO_LEVELS
         steps |= _CLAIMING | {"levels": levels}
@@ -204,29 +212,22 @@ def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
         yield part
 
 
-def prepare(
-    execute: Execute, buckets: Sequence[Run], reach: timedelta, stale_after: timedelta, of: str = "TRUE"
-) -> dict[str, Any]:
-    """Makes temporary tables of samples, what they stand for, and their users; of those GPUs for which a condition
-    holds. Gives the parameters of what is made of them."""
-    values, steps = _steps(buckets, reach, stale_after, of)
-    for name, sql in steps.items():
+def prepare(execute: Execute, buckets: Sequence[Run], cuts: Sequence[slices.Cut], stale_after: timedelta) -> None:
+    """Makes temporary tables for `HOLDINGS`: samples, what they stand for within the buckets, and their users."""
+    values = slices.parameters(buckets, cuts, stale_after)
+    for name, sql in _steps(cuts, "state", claims.READABLE).items():
         create = f"CREATE OR REPLACE TEMP TABLE cell_{name} AS {sql}"
         execute(create, slices.bound_values(create, values))
-    return values
 
 
-def _steps(
-    buckets: Sequence[Run], reach: timedelta, stale_after: timedelta, of: str
-) -> tuple[dict[str, Any], dict[str, str]]:
-    windows = slices.windows_of(buckets, reach)
-    return slices.parameters(buckets, windows, stale_after), {
-        "ticks": slices.ticks(windows, claims.SAMPLE_COLUMNS, of),
+def _steps(cuts: Sequence[slices.Cut], columns: str, divided: str) -> dict[str, str]:
+    return {
+        "ticks": slices.ticks(cuts, columns),
         "places": _PLACES,
         "stands": slices.STANDS,
         "spans": slices.SPANS,
-        "slices": claims.SLICES,
-        "users": claims.users(windows, of),
+        "slices": divided,
+        "users": claims.users(cuts),
     }
 
 

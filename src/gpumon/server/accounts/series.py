@@ -1,4 +1,4 @@
-"""One metric over time, in buckets; pure. SQL, and the answer made of its rows.
+"""One metric over time, in buckets. SQL, and the answer made of its rows.
 
 A sample counts in every bucket that the seconds it stands for touch, by how many of them it touches. A bucket that
 no reading touches is null, never 0. A counter is given as its increase per second; a step back, as after a driver
@@ -22,7 +22,7 @@ from gpumon.model.field import Field
 from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
 from gpumon.server.accounts import slices
-from gpumon.server.accounts.desk import Run
+from gpumon.server.accounts.desk import Reading, Run
 from gpumon.server.accounts.ranges import Span, duration
 from gpumon.server.days import days_between, local_midnight
 from gpumon.server.queries import Query
@@ -35,6 +35,8 @@ MOST_POINTS: Final = 10_000
 LONGEST_STEP: Final = timedelta(days=366)
 _DAY: Final = timedelta(days=1)
 _NOT_METRICS: Final = frozenset({"gpu_id", "interval_seconds"})
+_USER: Final = ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *POD_KEY, "owner_name")
+"""Of a pod's row, beside the metric."""
 
 
 def _metrics(fields: Sequence[Field]) -> dict[str, Field]:
@@ -112,10 +114,10 @@ def edges_of(span: Span, step: timedelta, zone: ZoneInfo) -> list[datetime]:
 
 
 def select_series(
-    wanted: Wanted, span: Span, edges: Sequence[datetime], windows: Sequence[Run], stale_after: timedelta
+    wanted: Wanted, span: Span, edges: Sequence[datetime], reading: Reading, stale_after: timedelta
 ) -> Query:
-    """A row for each bucket that a reading touches: its number, the value, how many samples. Of raw rows, which
-    have to be there in the windows."""
+    """A row for each bucket that a reading touches: its number, the value, how many samples. Of raw rows."""
+    whole = (slices.utc(span.start), slices.utc(span.end))
     conditions, values = _conditions(wanted)
     value = {
         "mean": "sum(weighed) / sum(weight)",
@@ -124,17 +126,16 @@ def select_series(
         "sum": "sum(weighed / weight)",
     }[wanted.aggregate]
     told = "NULL AS value" if wanted.of_pods else f"{wanted.field().name} AS value"
-    # A GPU is its UUID: nobody else's samples bound what its own stand for.
-    of = "TRUE" if wanted.gpu_uuid is None else "gpu_uuid = $gpu_uuid"
+    cuts = [_cut_of(wanted, window, reading) for window in slices.windows_of([whole], reading.reach)]
     sql = f"""
-        WITH cell_ticks AS MATERIALIZED ({slices.ticks(windows, told, of)}),
+        WITH cell_ticks AS MATERIALIZED ({slices.ticks(cuts, told)}),
         cell_stands AS NOT MATERIALIZED ({slices.STANDS}),
         cell_spans AS MATERIALIZED ({slices.SPANS}),
         spans AS NOT MATERIALIZED (
             SELECT cell_ticks.*, (begins - lower) / 1e6 AS begins, (ends - lower) / 1e6 AS ends
             FROM cell_spans JOIN cell_ticks USING (sample)
         ),
-        {_readings(wanted, conditions, windows)},
+        {_readings(wanted, conditions, cuts)},
         buckets AS (
             SELECT unnest(range(len($edges) - 1)) AS bucket, unnest($edges[:-2]) AS lower,
                    unnest($edges[2:]) AS upper
@@ -152,8 +153,7 @@ def select_series(
         SELECT bucket, {value}, CAST(sum(samples) AS BIGINT) FROM by_subject GROUP BY bucket ORDER BY bucket"""
     values["edges"] = [(edge - span.start).total_seconds() for edge in edges]
     values["longest"] = max((to - of).total_seconds() for of, to in pairwise(edges))
-    whole = [(slices.utc(span.start), slices.utc(span.end))]
-    return slices.bound(sql, slices.parameters(whole, windows, stale_after) | values)
+    return slices.bound(sql, slices.parameters([whole], cuts, stale_after) | values)
 
 
 def series_of(
@@ -175,7 +175,18 @@ def series_of(
     }
 
 
-def _readings(wanted: Wanted, conditions: str, windows: Sequence[Run]) -> str:
+def _cut_of(wanted: Wanted, window: Run, reading: Reading) -> slices.Cut:
+    columns = {"samples": [*slices.TICK_COLUMNS]}
+    if wanted.of_pods:
+        columns["pod_usage"] = [*_USER]
+    columns["pod_usage" if wanted.of_pods else "samples"].append(wanted.field().name)
+    relations = {table: reading.rows_in(table, window, names) for table, names in columns.items()}
+    # A GPU is its UUID: nobody else's samples bound what its own stand for.
+    of = "TRUE" if wanted.gpu_uuid is None else "gpu_uuid = $gpu_uuid"
+    return slices.Cut(window, of, relations=relations)
+
+
+def _readings(wanted: Wanted, conditions: str, cuts: Sequence[slices.Cut]) -> str:
     """The relation `readings`: whose, from when to when, how much. A subject is a GPU, or a container on one."""
     field = wanted.field()
     value = "value"
@@ -192,7 +203,7 @@ def _readings(wanted: Wanted, conditions: str, windows: Sequence[Run]) -> str:
     told = slices.rows(
         "pod_usage",
         f"row_id, {slices.SOURCE} AS source, sampled_at, {', '.join(POD_KEY)}, owner_name, {field.name} AS value",
-        windows,
+        cuts,
     )
     return f"""
         told AS MATERIALIZED (

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -41,6 +42,22 @@ PLACE_HASH: Final = "hash(client_name, gpu_id, gpu_uuid, gpu_name, coalesce(node
 SOURCE: Final = "hash(client_name, gpu_id, gpu_uuid)"
 """SQL for who told of a GPU: by this and the instant a user's row belongs to its sample."""
 
+TICK_COLUMNS: Final = (
+    "client_name", "gpu_id", "gpu_uuid", "gpu_name", "node", "sampled_at", "interval_seconds",
+)  # fmt: skip
+"""What `ticks` takes of a sample, beside further columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Raw rows to be read: of a window, both ends included, those where `of` holds, with its `values`.
+    `relations` are SQL for where they are by table, if it is not a relation of the table's name."""
+
+    window: Run
+    of: str = "TRUE"
+    values: Mapping[str, Any] = field(default_factory=dict)
+    relations: Mapping[str, str] = field(default_factory=dict)
+
 
 def within(value: str, low: str, high: str | None = None) -> str:
     """SQL that bounds a value and keeps NULL, which `least` and `greatest` don't: a CSV may hold anything."""
@@ -48,25 +65,25 @@ def within(value: str, low: str, high: str | None = None) -> str:
     return f"CASE WHEN ({value}) IS NOT NULL THEN {bounded} END"
 
 
-def rows(table: str, selected: str, windows: Sequence[Run], where: str = "TRUE") -> str:
-    """SQL for the rows of `samples` or `pod_usage` in the windows, both ends included. A part for each window: a
-    range of instants is a filter that Parquet files know, a choice of several is not."""
+def rows(table: str, selected: str, cuts: Sequence[Cut]) -> str:
+    """SQL for rows of `samples` or `pod_usage`. A part for each cut: a range of instants is a filter that Parquet
+    files know, a choice of several is not."""
     return " UNION ALL ".join(
-        f"SELECT {selected} FROM {table} "
-        f"WHERE sampled_at >= $of_{number} AND sampled_at <= $to_{number} AND {where}"
-        for number in range(len(windows))
+        f"SELECT {selected} FROM {cut.relations.get(table, table)} "
+        f"WHERE sampled_at >= $of_{number} AND sampled_at <= $to_{number} AND {cut.of}"
+        for number, cut in enumerate(cuts)
     )
 
 
-def ticks(windows: Sequence[Run], columns: str, of: str = "TRUE") -> str:
-    """SQL for the samples in the windows where `of` holds, with further columns."""
+def ticks(cuts: Sequence[Cut], columns: str) -> str:
+    """SQL for the samples of the cuts, with further columns."""
     stated = within("interval_seconds", "0", f"{LONGEST_SECONDS}")
     selected = f"""
         row_id AS sample, client_name, gpu_id, gpu_uuid, gpu_name, coalesce(node, client_name) AS node,
         {PLACE_HASH} AS place,
         hash({GPU_KEY}) AS gpu, {SOURCE} AS source, sampled_at, epoch_us(sampled_at) AS moment,
         CAST(floor(({stated}) * 1e6 + 0.5) AS BIGINT) AS stated, {columns}"""
-    return rows("samples", selected, windows, of)
+    return rows("samples", selected, cuts)
 
 
 STANDS: Final = """
@@ -108,15 +125,16 @@ def windows_of(intervals: Sequence[Run], reach: timedelta) -> list[Run]:
     return list(merged([(of - reach, to + reach) for of, to in intervals]))
 
 
-def parameters(intervals: Sequence[Run], windows: Sequence[Run], stale_after: timedelta) -> dict[str, Any]:
+def parameters(intervals: Sequence[Run], cuts: Sequence[Cut], stale_after: timedelta) -> dict[str, Any]:
     """What the relations here need to know."""
     values: dict[str, Any] = {
         "lowers": [_microseconds(of) for of, _ in intervals],
         "uppers": [_microseconds(to) for _, to in intervals],
         "stale": stale_after // timedelta(microseconds=1),
     }
-    for number, (of, to) in enumerate(windows):
-        values |= {f"of_{number}": of, f"to_{number}": to}
+    for number, cut in enumerate(cuts):
+        of, to = cut.window
+        values |= {f"of_{number}": of, f"to_{number}": to, **cut.values}
     return values
 
 

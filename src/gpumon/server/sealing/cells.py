@@ -80,8 +80,8 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
         return database.execute(sql, parameters or ())
 
     for table in SEALABLE:
-        files = (Path(job.rows) / f"{table.name}.parquet", folder / f"other_{table.name}.parquet")
-        execute(f"CREATE VIEW {table.name} AS {sealed_rows(table, files)}")
+        files = {0: Path(job.rows) / f"{table.name}.parquet", 1: folder / f"other_{table.name}.parquet"}
+        execute(f"CREATE VIEW {table.name} AS {sealed_rows(table.columns, files)}")
     for name in ("fine", "hours", "days"):
         execute(f"CREATE TABLE {name} {CREATE_CELLS}")
     buckets, hours = runs_within(job.begin, job.end)
