@@ -38,7 +38,7 @@ lint: $(READY)  ## style, types, import contracts
 
 test: lint  ## everything that must hold
 	$(BIN)/python -m tests.chart.tools
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 bench: $(READY)  ## what agent and server cost; takes ten minutes
 	$(BIN)/python -m bench.nvml_calls
