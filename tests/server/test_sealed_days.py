@@ -214,6 +214,16 @@ def test_a_lost_store_costs_no_day_its_rollups(tmp_path: Path) -> None:
         assert answers(client) == before
 
 
+def test_accounts_that_all_have_to_be_made_anew_are_those_of_the_newest_day_first(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+    with served(tmp_path, "UTC", NOW, stale_after_seconds=2000) as (client, engine):
+        engine.index.sealer._now = lambda: NOW + timedelta(days=17)
+        told: list[str] = []
+        engine.index.seal_due(NEVER, told.append)
+        assert [line.split()[:2] for line in told] == [["accounts_sealed", f"day={day}"] for day in DAYS[::-1]]
+
+
 def test_rows_that_no_rollup_was_told_of_make_the_day_beside_them_out_of_date(tmp_path: Path) -> None:
     """As after a kill between the sealing of a day that was never loaded and its first use."""
     with served(tmp_path, "UTC", NOW) as (client, engine):

@@ -78,8 +78,8 @@ class Sealer:
         self.failures = 0
 
     def seal_due(self, stopping: threading.Event, tell: Callable[[str], None] = log.info) -> int:
-        """Seals what is due, day by day, oldest first; `tell` hears of each. Gives the number of days and accounts
-        that were sealed."""
+        """Seals what is due, day by day: rows, the oldest first, then accounts, the newest first. `tell` hears of
+        each. Gives the number of days and accounts that were sealed."""
         done = 0
         for step, due in ((self.seal_rows, self._rows_due()), (self.seal_cells, self._cells_due())):
             for day in due:
@@ -215,14 +215,16 @@ class Sealer:
                 yield Stretch(file.name, day_file, file.bytes, length, there[1], file.lines, sealed=True)
 
     def _cells_due(self) -> list[date]:
+        """Those that retention waits for, then the newest first: where all have to be made anew, as with another
+        `stale_after_seconds`, most questions are about the last days."""
         now = self._now().astimezone(UTC).replace(tzinfo=None)
         with self._exclusively():
-            waiting = self._shelf.deferred
+            waiting, urgent = self._shelf.deferred, self._shelf.urgent
             return [
                 day
-                for day in self._shelf.without_cells()
+                for day in sorted(self._shelf.without_cells(), key=lambda day: (day in urgent, day), reverse=True)
                 if not {day - _DAY, day, day + _DAY} & waiting
-                and (day not in self._shelf.spoiled or day in self._shelf.urgent or self._is_quiet_again(day))
+                and (day not in self._shelf.spoiled or day in urgent or self._is_quiet_again(day))
                 and now >= self._shelf.bounds(day)[1] + self._touched.reach
             ]
 
