@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from gpumon.server import rolling as rolling_module
 from gpumon.server import sealer as sealer_module
 from gpumon.server import shelf as shelf_module
 from gpumon.server.database import DatabaseError
+from gpumon.server.desk import Desk
 from gpumon.server.engine import Engine
 from gpumon.server.retention import Policy
 from gpumon.server.sealing import worker
@@ -212,6 +214,19 @@ def test_a_lost_store_costs_no_day_its_rollups(tmp_path: Path) -> None:
         assert engine.index.shelf.without_cells() == []
         assert [folder_of(tmp_path, day, "cells") for day in DAYS] == cells
         assert answers(client) == before
+
+
+def test_rows_of_two_days_are_told_apart_where_each_is_read_by_itself(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        with Desk(engine.index.store, engine.index.touched).reading() as reading:
+            whole = [datetime(day.year, day.month, day.day) for day in (*DAYS, DAYS[-1] + timedelta(days=1))]
+            first, second = (
+                {row for (row,) in reading.select(f"SELECT row_id FROM {relation}")}
+                for relation in (reading.rows_in("samples", window, ["gpu_id"]) for window in pairwise(whole))
+            )
+    assert len(first) == len(second) == 144
+    assert max(first) < min(second)
 
 
 def test_accounts_that_all_have_to_be_made_anew_are_those_of_the_newest_day_first(tmp_path: Path) -> None:

@@ -174,10 +174,8 @@ def roll(
     In one statement, since for the few rows at the edges of a range a statement for each step costs more than the
     steps."""
     cuts = [slices.Cut(window) for window in slices.windows_of(buckets, reach)]
-    values, steps = (
-        slices.parameters(buckets, cuts, stale_after),
-        _steps(cuts, claims.SAMPLE_COLUMNS, claims.SLICES),
-    )
+    values = slices.parameters(buckets, cuts, stale_after)
+    steps = _steps(cuts, claims.SAMPLE_COLUMNS, claims.SLICES)
     if kinds & {"claim", "joint", "whole"}:
         levels = _LEVELS if "joint" in kinds else _NO_LEVELS
         steps |= _CLAIMING | {"levels": levels}
