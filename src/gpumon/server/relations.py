@@ -1,5 +1,5 @@
 """What a query reads, as SQL; pure: the relations `samples` and `pod_usage` of the hot tables and of the sealed
-days that a stretch of time touches, as temporary views of one reading.
+days that a stretch of time touches: as temporary views of one reading, or each by itself in a statement.
 
 Both have the catalogue's columns and `row_id`, by which of two rows the larger came later: what is sealed came
 before what is still hot, and a sealed day keeps the order in which rows of one GPU and instant came.
