@@ -7,8 +7,8 @@ See `accounts.desk` for what the questions need of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 
 from gpumon.server.accounts.cells import FINE, HOUR
@@ -66,16 +66,12 @@ class Place:
         """As `select`. Raises QueryError also where there are more rows than [LIMITS] max_rows allows."""
         return self._reading.select(sql, parameters, most=self._store.max_rows)
 
-    def rows_of(self, windows: Sequence[Window]) -> None:
-        """From now on `samples` and `pod_usage` have the rows within the windows (naive UTC) at least."""
-        self._store.look_at(self._reading, windows)
-
-    def rows_in(self, table: str, window: Window, columns: Sequence[str]) -> str:
-        """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window: these columns and
-        `row_id`."""
+    def rows_in(self, table: str, window: Window, columns: Sequence[str], without: Collection[date] = ()) -> str:
+        """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window (naive UTC), without
+        what is sealed of some days: these columns and `row_id`."""
         if self._sealed is None:
             self._sealed = self._store.sealed_in(self._reading)
-        return rows_in(table, columns, self._sealed, window)
+        return rows_in(table, columns, [raw for raw in self._sealed if raw.day not in without], window)
 
     def counted(self, start: datetime, end: datetime) -> None:
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu in
@@ -86,7 +82,7 @@ class Place:
                 "SELECT day FROM sealed WHERE first_at >= $start AND last_at < $end", {"start": start, "end": end}
             )
         ]
-        self._store.look_at(self._reading, [(start, end)], without=inside)
+        samples = self.rows_in("samples", (start, end), (*PLACE, "sampled_at", "utilization_gpu"), inside)
         named = ", ".join(PLACE)  # which are joined at the end: to add up by them takes twice as long
         self.select(
             f"""
@@ -99,7 +95,7 @@ class Place:
                   FROM (SELECT place, unnest(levels) AS level FROM kept) GROUP BY ALL)
             JOIN (SELECT DISTINCT ON (place) place, {named} FROM kept) USING (place)
             UNION ALL
-            SELECT {named}, utilization_gpu AS value, count(*) AS readings FROM samples
+            SELECT {named}, utilization_gpu AS value, count(*) AS readings FROM {samples}
             WHERE sampled_at >= $start AND sampled_at < $end AND utilization_gpu IS NOT NULL GROUP BY ALL""",
             {"start": start, "end": end, "inside": inside},
         )

@@ -1,12 +1,12 @@
 """Questions as SQL; pure. Identifiers come from the catalogue, values are always parameters.
 
-`samples` and `pod_usage` are every row (see `relations`), `readings` and `sealed_…` their rollup (see `readings`),
+`samples` and `pod_usage` are the rows (see `relations`), `readings` and `sealed_…` their rollup (see `readings`),
 `live.latest` the newest sample of each GPU (see `store`). `timestamp` is local wall time in the server's zone, so
 that days and hours need no zone in SQL; `sampled_at` is UTC."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -16,15 +16,21 @@ from gpumon.server.tables import POD_KEY, POD_USAGE, SAMPLES
 
 SAMPLE_COLUMNS = ", ".join(SAMPLES.columns)
 LATEST_KEY = "client_name, gpu_id"
+_AVERAGED = (
+    "client_name", "gpu_id", "sampled_at", "utilization_gpu", "temperature", "memory_total", "memory_used",
+    "utilization_memory", "power_draw",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """SQL text, its parameters, and from when to when it needs rows of `samples` and `pod_usage` (naive UTC)."""
+    """SQL text, its parameters, and from when to when (naive UTC) it needs rows of which tables, with which of
+    their columns: to name one to DuckDB takes longer than to read a few of its values."""
 
     sql: str
     parameters: list[Any] | dict[str, Any] = field(default_factory=list)
     windows: Sequence[Window] = ()
+    tables: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +112,17 @@ def select_latest_pods(since: datetime) -> Query:
     columns = ", ".join(POD_USAGE.columns)
     return Query(
         f"""
-        SELECT {columns} FROM pod_usage SEMI JOIN live.latest USING ({LATEST_KEY}, sampled_at)
-        WHERE sampled_at >= ?
-        QUALIFY row_number() OVER (PARTITION BY {LATEST_KEY}, {", ".join(POD_KEY)} ORDER BY row_id DESC) = 1
+        WITH told AS MATERIALIZED (
+            SELECT {columns}, row_id FROM pod_usage SEMI JOIN live.latest USING ({LATEST_KEY}, sampled_at)
+            WHERE sampled_at >= ?
+        )
+        SELECT {columns} FROM told
+        WHERE row_id IN (SELECT max(row_id) FROM told GROUP BY {LATEST_KEY}, {", ".join(POD_KEY)})
         ORDER BY {LATEST_KEY}, row_id
         """,
         [since],
         [(since, datetime.max)],
+        {"pod_usage": POD_USAGE.columns},
     )
 
 
@@ -141,4 +151,5 @@ def select_realtime(gpu_id: int | None, client_name: str | None, first: datetime
         """,
         [*parameters, first, last],
         [(first, last)],
+        {"samples": _AVERAGED},
     )

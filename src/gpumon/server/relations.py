@@ -47,12 +47,18 @@ def hot(table: Table) -> str:
     return f"hot_{table.name}" if table in SEALABLE else table.name
 
 
-def views(sealed: Iterable[SealedRaw], windows: Sequence[Window]) -> list[str]:
-    """Statements that make the relations, with all rows within the windows (naive UTC) at least."""
+ALL: Final = {table.name: table.columns for table in SEALABLE}
+"""Both relations, with all columns."""
+
+
+def views(
+    sealed: Iterable[SealedRaw], windows: Sequence[Window], tables: Mapping[str, Sequence[str]] = ALL
+) -> list[str]:
+    """Statements that make relations, with all rows within the windows (naive UTC) at least, and these columns."""
     touched = [raw for raw in sealed if any(raw.touches(window) for window in windows)]
     return [
-        f"CREATE OR REPLACE TEMP VIEW {table.name} AS {_rows(table.name, table.columns, touched)}"
-        for table in SEALABLE
+        f"CREATE OR REPLACE TEMP VIEW {table} AS {_rows(table, columns, touched)}"
+        for table, columns in tables.items()
     ]
 
 

@@ -22,8 +22,8 @@ import contextlib
 import logging
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Sequence
-from datetime import date, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from gpumon.server import readings
 from gpumon.server.database import Database, DatabaseError, Parameters, Reading, Rows, UnreadableFile
 from gpumon.server.disk import cannot_write, try_to_write
 from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query
-from gpumon.server.relations import SealedRaw, Window, hot, quoted, views
+from gpumon.server.relations import ALL, SealedRaw, Window, hot, quoted, views
 from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
@@ -121,14 +121,20 @@ class Store:
 
     def select(self, query: Query) -> Rows:
         """Runs a query on a snapshot of its own. Raises QueryError when it takes longer than allowed."""
-        with self.reading(query.windows, single=not query.windows) as reading:
+        with self.reading(query.windows, query.tables, single=not query.windows) as reading:
             return reading.select(query.sql, query.parameters)
 
     @contextlib.contextmanager
-    def reading(self, windows: Sequence[Window] = (), *, single: bool = False) -> Iterator[Reading]:
-        """A snapshot of everything, for several statements or a `single` one. The relations `samples` and
-        `pod_usage` are there where windows are given (naive UTC), with the rows within them at least. Raises
-        QueryError."""
+    def reading(
+        self,
+        windows: Sequence[Window] = (),
+        tables: Mapping[str, Sequence[str]] = ALL,
+        *,
+        single: bool = False,
+    ) -> Iterator[Reading]:
+        """A snapshot of everything, for several statements or a `single` one. Where windows are given (naive UTC),
+        there are relations by the names of these tables, with these columns and the rows within the windows at
+        least. Raises QueryError."""
         database = self._database
         if database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
@@ -142,7 +148,8 @@ class Store:
                     # by now is in the rows, whose snapshot begins later.
                     reading.select("SELECT 1 FROM live.latest LIMIT 1")
                 if windows:
-                    self.look_at(reading, windows)
+                    for statement in views(self.sealed_in(reading), windows, tables):
+                        reading.select(statement)
                 yield reading
         except UnreadableFile:
             self.suspect.set()
@@ -159,13 +166,6 @@ class Store:
             with self._left:
                 self._readers.discard(reader)
                 self._left.notify_all()
-
-    def look_at(self, reading: Reading, windows: Sequence[Window], without: Collection[date] = ()) -> None:
-        """Makes the relations `samples` and `pod_usage` of a reading, for these windows, without what is sealed of
-        some days."""
-        there = [raw for raw in self.sealed_in(reading) if raw.day not in without]
-        for statement in views(there, windows):
-            reading.select(statement)
 
     def sealed_in(self, reading: Reading) -> list[SealedRaw]:
         """The days whose rows are sealed, as a reading sees them."""

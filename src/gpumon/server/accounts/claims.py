@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from gpumon.server.accounts.cells import CLAIM, LEVEL_KEYS
+from gpumon.server.accounts.cells import CLAIM, HOLDER, LEVEL_KEYS
 from gpumon.server.accounts.slices import SOURCE, Cut, rows, within
 from gpumon.server.tables import POD_KEY
 
@@ -24,10 +24,20 @@ _ROUNDING: Final = 1e-4
 _WHO: Final = ", ".join(name for name in POD_KEY if name not in {"held", "method"})
 """A user, whatever is said of it."""
 
-SAMPLE_COLUMNS: Final = """
-    state, holder_count, process_count, unhealthy, utilization_mean, utilization_gpu, memory_used,
-    interval_energy_mj, power_draw, attribution_note"""
+SAMPLE_COLUMNS: Final = (
+    "state", "holder_count", "process_count", "unhealthy", "utilization_mean", "utilization_gpu", "memory_used",
+    "interval_energy_mj", "power_draw", "attribution_note",
+)  # fmt: skip
 """What `ticks` are to carry for this."""
+
+HOLDING_COLUMNS: Final = (
+    "client_name", "gpu_id", "gpu_uuid", "sampled_at", *HOLDER, "pod_uid", "owner_kind", "owner_name", "method",
+    "held", "gpu_share", "utilization", "memory_used", "energy_mj", "process_count",
+)  # fmt: skip
+"""What `holders` takes of a row of `pod_usage`."""
+
+USER_COLUMNS: Final = tuple(dict.fromkeys([*HOLDING_COLUMNS, *POD_KEY]))
+"""What `users` takes of it."""
 
 _READABLE: Final = "coalesce(state, 'ok') = 'ok'"
 
@@ -70,9 +80,20 @@ def users(cuts: Sequence[Cut]) -> str:
         hash({", ".join(f"claim_{name}" for name in CLAIM)}) AS claim, mig_uuid, namespace, pod, container,
         pod_uid, owner_kind, owner_name, method, held, gpu_share, utilization, memory_used AS memory, energy_mj,
         process_count AS processes"""
-    told = rows("pod_usage", selected, cuts)
+    return _of_slices(selected, cuts)
+
+
+def holders(cuts: Sequence[Cut]) -> str:
+    """SQL for those of `users` that hold something, without as whom they are summed up."""
+    selected = f"""
+        row_id, {SOURCE} AS source, sampled_at, {", ".join(HOLDER)}, pod_uid, owner_kind, owner_name, method, held,
+        gpu_share, utilization, memory_used AS memory, energy_mj, process_count AS processes"""
+    return f"{_of_slices(selected, cuts)} WHERE held"
+
+
+def _of_slices(selected: str, cuts: Sequence[Cut]) -> str:
     return f"""
-        SELECT * FROM ({told}) AS told
+        SELECT * FROM ({rows("pod_usage", selected, cuts)}) AS told
         JOIN (SELECT sample, source, sampled_at FROM cell_slices) USING (source, sampled_at)"""
 
 

@@ -50,13 +50,9 @@ class Reading(Protocol):
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu
         from `start` up to `end`: client_name, gpu_id, gpu_uuid, node, gpu_name, value, readings."""
 
-    def rows_of(self, windows: Sequence[Run]) -> None:
-        """From now on `samples` and `pod_usage` have at least the rows of these windows, of which both ends
-        belong to them."""
-
     def rows_in(self, table: str, window: Run, columns: Sequence[str]) -> str:
-        """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window: these columns and
-        `row_id`. For many windows far from each other: of each only the files are read that it touches."""
+        """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window, of which both ends
+        belong to it: these columns and `row_id`."""
 
 
 class Desk(Protocol):

@@ -73,11 +73,12 @@ def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozense
     before = plan(start - KNOWN_FOR, start, known)
     within = plan(start, end, known)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
-    reading.rows_of(list(merged([*before.raw, *slices.windows_of(within.raw, reading.reach)])))
     raw = list(rolling.pieces(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:
-        rolling.roll(reading.select, piece, reading.reach, stale_after, "edge_cells", kinds | {"place"})
-    rolling.sight(reading.select, before.raw, "edge_cells")
+        rolling.roll(
+            reading.select, piece, reading.reach, stale_after, "edge_cells", kinds | {"place"}, reading.rows_in
+        )
+    rolling.sight(reading.select, before.raw, "edge_cells", reading.rows_in)
     parameters: dict[str, Any] = {"start": start, "end": end, "wall": span.seconds, "labels_end": end + KNOWN_FOR}
     return _gathered(before, within, [run for piece in raw for run in piece], parameters, reading.reach)
 
@@ -109,7 +110,7 @@ def _length_of_pieces(reading: Reading, stretches: Sequence[Run]) -> timedelta:
     whole = sum((to - of for of, to in stretches), timedelta())
     if whole <= HOUR:  # counting would cost as much as it saves
         return whole
-    cuts = [slices.Cut(stretch) for stretch in stretches]
+    cuts = rolling.cuts_of(stretches, {"samples": ("sampled_at",)}, reading.rows_in)
     sql = f"SELECT count(*) FROM ({slices.rows('samples', 'sampled_at', cuts)})"
     values = slices.parameters(stretches, cuts, timedelta())
     samples: int = reading.select(sql, slices.bound_values(sql, values))[0][0]

@@ -11,6 +11,7 @@ in question. Raw rows of that hour tell when; where they are deleted, it was in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -43,17 +44,6 @@ _TOLERANCE: Final = 1e-3
 
 _SAME: Final = " AND ".join(f"told.{name} IS NOT DISTINCT FROM holders.{name}" for name in ("gpu_key", *HOLDER))
 
-_HOLDERS: Final = f"""
-    CREATE OR REPLACE TEMP TABLE cell_holders AS
-    SELECT row_number() OVER () AS holder, *
-    FROM (SELECT DISTINCT coalesce(latest.gpu_uuid, client_name || '/' || gpu_id) AS gpu_key,
-                 latest.gpu_uuid IS NOT NULL AS has_uuid,
-                 {", ".join(f"pod_usage.{name}" for name in HOLDER)}
-          FROM live.latest JOIN pod_usage USING (client_name, gpu_id, sampled_at)
-          WHERE latest.sampled_at >= $fresh AND pod_usage.sampled_at >= $fresh AND pod_usage.held
-            AND ($namespace IS NULL OR pod_usage.namespace = $namespace))"""
-"""Who holds what in the newest samples of GPUs that are not stale now."""
-
 _SUMS: Final = {
     "measured": "sum(measured)",
     "unmeasured": "sum(unmeasured)",
@@ -64,6 +54,21 @@ _SUMS: Final = {
     "unmeasured_samples": "sum(unmeasured_samples)",
     "energy": "sum(energy)",
 }
+
+
+def _holders(reading: Reading, oldest: datetime) -> str:
+    """SQL for who holds what in the newest samples of GPUs that are not stale now."""
+    columns = ("client_name", "gpu_id", "sampled_at", "held", *HOLDER)
+    pods = reading.rows_in("pod_usage", (oldest, datetime.max), columns)
+    return f"""
+        CREATE OR REPLACE TEMP TABLE cell_holders AS
+        SELECT row_number() OVER () AS holder, *
+        FROM (SELECT DISTINCT coalesce(latest.gpu_uuid, client_name || '/' || gpu_id) AS gpu_key,
+                     latest.gpu_uuid IS NOT NULL AS has_uuid,
+                     {", ".join(f"told.{name}" for name in HOLDER)}
+              FROM live.latest JOIN {pods} AS told USING (client_name, gpu_id, sampled_at)
+              WHERE latest.sampled_at >= $fresh AND told.sampled_at >= $fresh AND told.held
+                AND ($namespace IS NULL OR told.namespace = $namespace))"""
 
 
 def _evidence(gathered: Gathered) -> str:
@@ -91,10 +96,10 @@ def _evidence(gathered: Gathered) -> str:
         JOIN busy USING (holder) JOIN cell_holders AS holders USING (holder)"""
 
 
-def _figures(gathered: Gathered, price: str) -> str:
+def _figures(gathered: Gathered, cuts: Sequence[slices.Cut], price: str) -> str:
     """SQL for a row for each holder of the evidence, from when its last use is looked up in the raw rows."""
     return f"""
-        WITH {gathered.relations}, {NODE_LABELS},
+        WITH {gathered.relations}, {NODE_LABELS}, {rolling.holding(cuts)},
         readings AS MATERIALIZED (
             SELECT holder, own, ends, seconds, told.*, energy_mj * portion AS energy, busy_bucket,
                    make_timestamp(lower) IS NOT DISTINCT FROM busy_bucket AS at_use,
@@ -186,8 +191,7 @@ def ask(
     if oldest is None:
         return []
     values["fresh"] = oldest
-    reading.rows_of([(oldest, datetime.max)])
-    run(_HOLDERS)
+    run(_holders(reading, oldest))
     wanted = in_question()
     while days := [bucket for bucket in wanted if bucket in gathered.within.days]:
         gathered = gathered.by_hours(days)
@@ -196,8 +200,9 @@ def ask(
     if not wanted:
         return []
     values["begins"], values["untils"] = zip(*wanted, strict=True)
-    rolling.prepare(reading.select, sorted(wanted), _cuts(wanted, reading, gathered.reach), stale_after)
-    figures = _figures(gathered, price)
+    cuts = _cuts(wanted, reading, gathered.reach)
+    values |= slices.parameters(sorted(wanted), cuts, stale_after)
+    figures = _figures(gathered, cuts, price)
     return reading.answer(figures, slices.bound_values(figures, values))
 
 
@@ -213,15 +218,13 @@ def _cuts(
     for (key, has_uuid), of_gpu in buckets.items():
         for window in slices.windows_of(of_gpu, reach):
             read.setdefault((window, has_uuid), []).append(key)
+    whole = rolling.cuts_of([window for window, _ in read], rolling.HOLDINGS_COLUMNS, reading.rows_in)
     cuts = []
-    for number, ((window, has_uuid), of_window) in enumerate(read.items()):
+    for number, (cut, ((_, has_uuid), of_window)) in enumerate(zip(whole, read.items(), strict=True)):
         values = {f"gpu_{number}_{nth}": key for nth, key in enumerate(of_window)}
-        relations = {
-            table: reading.rows_in(table, window, columns) for table, columns in rolling.HOLDINGS_COLUMNS.items()
-        }
         # Of a column Parquet files know where it may be, of what is made of several they don't.
         of = f"{'gpu_uuid' if has_uuid else GPU_KEY} IN ({', '.join(f'${name}' for name in values)})"
-        cuts.append(slices.Cut(window, of, values, relations))
+        cuts.append(replace(cut, of=of, values=values))
     return cuts
 
 

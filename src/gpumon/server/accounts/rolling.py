@@ -19,10 +19,19 @@ from gpumon.server.accounts.cells import (
 )  # fmt: skip
 from gpumon.server.accounts.desk import Rows, Run
 from gpumon.server.accounts.slices import GPU_KEY, PLACE, PLACE_HASH
-from gpumon.server.tables import POD_USAGE
 
 Execute = Callable[[str, Mapping[str, Any]], Rows]
-"""Runs a statement on a connection on which `samples` and `pod_usage` have the rows that matter."""
+"""Runs a statement."""
+
+RowsIn = Callable[[str, Run, Sequence[str]], str]
+"""Where those rows of `samples` or `pod_usage` are that matter in a window: SQL for a relation with these columns
+and `row_id`."""
+
+
+def by_name(table: str, window: Run, columns: Sequence[str]) -> str:
+    """RowsIn of a connection on which `samples` and `pod_usage` are relations with all of these rows."""
+    return table
+
 
 KINDS: Final = frozenset({"claim", "joint", "place", "whole", "holder", "note"})
 
@@ -113,10 +122,13 @@ HOLDINGS: Final = f"""
            pod_uid, owner_kind, owner_name, method, cell_users.memory AS memory_used, processes AS process_count
     FROM cell_users JOIN cell_slices USING (sample) JOIN cell_places USING (place)
     WHERE row_id IN (SELECT max(row_id) FROM cell_users WHERE held GROUP BY sample, {", ".join(HOLDER)})"""
-"""SQL for what each holder has of a sample, after `prepare`."""
+"""SQL for what each holder has of a sample; see `holding`."""
 
-HOLDINGS_COLUMNS: Final = {"samples": (*slices.TICK_COLUMNS, "state"), "pod_usage": POD_USAGE.columns}
-"""What `prepare` takes of the raw rows, by table."""
+COLUMNS: Final = {"samples": (*slices.TICK_COLUMNS, *claims.SAMPLE_COLUMNS), "pod_usage": claims.USER_COLUMNS}
+"""What `roll` takes of the raw rows, by table."""
+
+HOLDINGS_COLUMNS: Final = {"samples": (*slices.TICK_COLUMNS, "state"), "pod_usage": claims.HOLDING_COLUMNS}
+"""What `holding` takes of the raw rows, by table."""
 
 _HOLDER_ROWS: Final = f"""
     SELECT {_BUCKET}, 'holder' AS kind, {_OF_PLACE}, {", ".join(HOLDER)}, share,
@@ -167,22 +179,30 @@ def roll(
     stale_after: timedelta,
     into: str,
     kinds: frozenset[str] = KINDS,
+    rows_in: RowsIn = by_name,
 ) -> None:
     """Adds the cells of some disjoint stretches of time to a table, from raw rows: those from `reach` before each
     to `reach` after it have to be there. Memory is taken for all these rows at once: an hour of them is enough.
 
     In one statement, since for the few rows at the edges of a range a statement for each step costs more than the
     steps."""
-    cuts = [slices.Cut(window) for window in slices.windows_of(buckets, reach)]
+    cuts = cuts_of(slices.windows_of(buckets, reach), COLUMNS, rows_in)
     values = slices.parameters(buckets, cuts, stale_after)
-    steps = _steps(cuts, claims.SAMPLE_COLUMNS, claims.SLICES)
+    steps = _steps(cuts, ", ".join(claims.SAMPLE_COLUMNS), claims.SLICES, claims.users(cuts))
     if kinds & {"claim", "joint", "whole"}:
         levels = _LEVELS if "joint" in kinds else _NO_LEVELS
         steps |= _CLAIMING | {"levels": levels}
-    with_steps = ", ".join(f"cell_{name} AS MATERIALIZED ({sql})" for name, sql in steps.items())
     cells = " UNION ALL BY NAME ".join(f"({sql})" for kind, sql in _ROWS.items() if kind in kinds)
-    insert = f"WITH {with_steps} INSERT INTO {into} BY NAME {cells}"
+    insert = f"WITH {_with(steps)} INSERT INTO {into} BY NAME {cells}"
     execute(insert, slices.bound_values(insert, values))
+
+
+def cuts_of(windows: Sequence[Run], columns: Mapping[str, Sequence[str]], rows_in: RowsIn) -> list[slices.Cut]:
+    """All rows of these windows, of tables with these columns."""
+    return [
+        slices.Cut(window, relations={table: rows_in(table, window, names) for table, names in columns.items()})
+        for window in windows
+    ]
 
 
 def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
@@ -210,35 +230,37 @@ def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
         yield part
 
 
-def prepare(execute: Execute, buckets: Sequence[Run], cuts: Sequence[slices.Cut], stale_after: timedelta) -> None:
-    """Makes temporary tables for `HOLDINGS`: samples, what they stand for within the buckets, and their users."""
-    values = slices.parameters(buckets, cuts, stale_after)
-    for name, sql in _steps(cuts, "state", claims.READABLE).items():
-        create = f"CREATE OR REPLACE TEMP TABLE cell_{name} AS {sql}"
-        execute(create, slices.bound_values(create, values))
+def holding(cuts: Sequence[slices.Cut]) -> str:
+    """SQL for WITH: what `HOLDINGS` takes, and `cell_spans`. Its values are of `slices.parameters`."""
+    return _with(_steps(cuts, "state", claims.READABLE, claims.holders(cuts)))
 
 
-def _steps(cuts: Sequence[slices.Cut], columns: str, divided: str) -> dict[str, str]:
+def _steps(cuts: Sequence[slices.Cut], columns: str, divided: str, users: str) -> dict[str, str]:
     return {
         "ticks": slices.ticks(cuts, columns),
         "places": _PLACES,
         "stands": slices.STANDS,
         "spans": slices.SPANS,
         "slices": divided,
-        "users": claims.users(cuts),
+        "users": users,
     }
 
 
-def sight(execute: Execute, stretches: Sequence[Run], into: str) -> None:
+def _with(steps: Mapping[str, str]) -> str:
+    return ", ".join(f"cell_{name} AS MATERIALIZED ({sql})" for name, sql in steps.items())
+
+
+def sight(execute: Execute, stretches: Sequence[Run], into: str, rows_in: RowsIn = by_name) -> None:
     """Adds cells that tell only which GPUs were seen in some stretches of time, the last time."""
     for of, to in stretches:
+        seen = rows_in("samples", (of, to), slices.TICK_COLUMNS)
         sql = f"""
             INSERT INTO {into} BY NAME
             SELECT CAST($of AS TIMESTAMP) AS bucket, 'place' AS kind, {_OF_PLACE}, place AS subject, last_at
             FROM (SELECT {PLACE_HASH} AS place, any_value(client_name) AS client_name, any_value(gpu_id) AS gpu_id,
                          any_value(gpu_uuid) AS gpu_uuid, any_value(gpu_name) AS gpu_name,
                          any_value(coalesce(node, client_name)) AS node, max(sampled_at) AS last_at
-                  FROM samples WHERE sampled_at > $of AND sampled_at <= $to GROUP BY place)"""
+                  FROM {seen} WHERE sampled_at > $of AND sampled_at <= $to GROUP BY place)"""
         execute(sql, {"of": of, "to": to})
 
 

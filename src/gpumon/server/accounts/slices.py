@@ -91,14 +91,16 @@ STANDS: Final = """
     FROM (SELECT sample, place, moment, stated,
                  CASE WHEN stated IS NOT NULL THEN least(stated, coalesce(gap, stated))
                       WHEN gap <= $stale THEN gap ELSE 0 END AS whole
-          FROM (SELECT sample, place, moment, stated, moment - lag(moment) OVER (
-                           PARTITION BY gpu ORDER BY moment, client_name, gpu_id, sample DESC) AS gap
-                FROM cell_ticks)
+          FROM (SELECT sample, place, moment, stated,
+                       CASE WHEN lag(gpu) OVER earlier = gpu THEN moment - lag(moment) OVER earlier END AS gap
+                FROM cell_ticks
+                WINDOW earlier AS (ORDER BY gpu, moment, client_name, gpu_id, sample DESC))
           WHERE gap IS NULL OR gap > 0)
     WHERE whole > 0"""
 """What each of `cell_ticks` stands for, in microseconds before `moment`; `total` is its own interval. Of two
 samples of a GPU at one instant the later row counts: it is ordered first, and the other has no gap to it. Where
-two clients tell of it, the first by name: which of them came first is not kept."""
+two clients tell of it, the first by name: which of them came first is not kept. (In one order of all rows: a
+window with partitions takes DuckDB 5 ms more, however few rows there are.)"""
 
 INTERVALS: Final = "SELECT unnest($lowers) AS lower, unnest($uppers) AS upper"
 
