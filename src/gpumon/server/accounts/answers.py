@@ -76,7 +76,7 @@ class Answers:
     def usage(self, words: RangeWords, group_by: str, limit: int) -> Answer:
         """GPU-hours, energy, memory and cost, whole and by group."""
         span, by = self._span(words), grouping(group_by)
-        with self._gathering(span, usage.KINDS) as (reading, gathered):
+        with self._gathering(span, usage.kinds(by)) as (reading, gathered):
             rows = _select(reading, usage.select_usage(gathered, by, self._prices, limit))
             notes = [note for (note,) in _select(reading, usage.select_notes(gathered))]
         return _about(span, group_by) | usage.usage_of(rows, notes, span, by, self._currency)

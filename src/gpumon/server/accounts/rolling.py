@@ -192,8 +192,9 @@ def roll(
     if kinds & {"claim", "joint", "whole"}:
         levels = _LEVELS if "joint" in kinds else _NO_LEVELS
         steps |= _CLAIMING | {"levels": levels}
-    cells = " UNION ALL BY NAME ".join(f"({sql})" for kind, sql in _ROWS.items() if kind in kinds)
-    insert = f"WITH {_with(steps)} INSERT INTO {into} BY NAME {cells}"
+    # Together first: to insert the kinds one by one takes twice as long.
+    steps["rows"] = " UNION ALL BY NAME ".join(f"({sql})" for kind, sql in _ROWS.items() if kind in kinds)
+    insert = f"WITH {_with(steps)} INSERT INTO {into} BY NAME FROM cell_rows"
     execute(insert, slices.bound_values(insert, values))
 
 

@@ -24,9 +24,6 @@ from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
 
-KINDS: Final = frozenset({"claim", "joint", "place", "whole", "note"})
-"""Of cells, what is needed."""
-
 MOST_NOTES: Final = 20
 _MIB_SECONDS: Final = 1024 * 3600
 _MJ: Final = 3.6e9
@@ -54,6 +51,11 @@ _TOGETHER: Final = ", ".join(
 )
 """SQL for the figures of several groups as those of one. Distinct GPUs and pods don't add up: they are left
 out."""
+
+
+def kinds(by: Grouping) -> frozenset[str]:
+    """Of cells, what is needed: for peaks what is together at the grouping's level."""
+    return frozenset({"claim", "place", "note", "joint" if by.level else "whole"})
 
 
 def select_usage(gathered: Gathered, by: Grouping, prices: tuple[Price, ...], limit: int) -> Query:
