@@ -32,6 +32,8 @@ class Bench:
         self.days: list[Run] = []
         self.hours: list[Run] = []
         self.fine: list[Run] = []
+        self.looked_at: list[Run] = []
+        """From when to when raw rows were asked for."""
         self._database = duckdb.connect(config={"threads": "2"})
         self.execute("ATTACH ':memory:' AS live")
         for table in (SAMPLES, POD_USAGE, POD_LABELS):
@@ -65,8 +67,7 @@ class Bench:
             hour = begin
             while hour < end:
                 buckets = [(hour + n * FINE, hour + (n + 1) * FINE) for n in range(HOUR // FINE)]
-                reading.rows_of([(hour - self.reach, hour + HOUR + self.reach)])
-                rolling.roll(reading.select, buckets, self.reach, STALE, "fine_cells")
+                rolling.roll(reading.select, buckets, self.reach, STALE, "fine_cells", rows_in=reading.rows_in)
                 hour += HOUR
             hourly.hours_of(reading.select, [(begin, end)], "fine_cells", "hour_cells")
             hourly.whole_of(reading.select, (begin, end), "hour_cells", "day_cells")
@@ -108,15 +109,11 @@ class BenchReading:
 
     answer = select
 
-    def coverage(self, start: datetime, end: datetime) -> Coverage:
+    def coverage(self, start: datetime, end: datetime, fine_from: datetime) -> Coverage:
         return Coverage(self._bench.hours, self._bench.fine, self._bench.days)
 
-    def rows_of(self, windows: Sequence[Run]) -> None:
-        for table in (SAMPLES, POD_USAGE):
-            rows = _rows_within(table.name, windows, table.columns)
-            self._cursor.execute(f"CREATE OR REPLACE TEMP VIEW {table.name} AS {rows}")
-
     def rows_in(self, table: str, window: Run, columns: Sequence[str]) -> str:
+        self._bench.looked_at.append(window)
         return f"({_rows_within(table, [window], columns)})"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from gpumon.server.accounts.answers import RangeWords
-from gpumon.server.accounts.desk import Coverage, Run
+from gpumon.server.accounts.desk import Coverage, Run, merged
 from gpumon.server.accounts.plan import Plan, plan
 from tests.samples import pod, sample
 from tests.server.cellbench import Bench
@@ -48,6 +49,30 @@ KNOWN = Coverage(
 def test_cells_as_coarse_as_can_be_answer_and_raw_rows_for_the_rest(asked: str, expected: Plan) -> None:
     ((start, end),) = runs(asked)
     assert plan(start, end, KNOWN) == expected
+
+
+@pytest.mark.parametrize(
+    ("fine_from", "expected"),
+    [
+        ("7:03:52", Plan(runs("6:00:00 7:00:00"), runs("5:23:00 6:00:00", "7:02:00 7:03:00"),
+                         runs("7:00:00 7:02:00", "7:03:00 7:04:10"), runs("5:22:57 5:23:00", "7:04:10 7:04:13"))),
+        ("7:04:12", Plan(runs("6:00:00 7:00:00"), runs("5:23:00 6:00:00", "7:02:00 7:04:00"),
+                         runs("7:00:00 7:02:00", "7:04:00 7:04:10"), runs("5:22:57 5:23:00", "7:04:10 7:04:13"))),
+        ("7:03:59", Plan(runs("6:00:00 7:00:00"), runs("5:23:00 6:00:00", "7:02:00 7:03:00"),
+                         runs("7:00:00 7:02:00", "7:03:00 7:04:10"), runs("5:22:57 5:23:00", "7:04:10 7:04:13"))),
+        ("6:23:52", Plan([], runs("5:23:00 6:23:00"), runs("6:23:00 7:04:10"),
+                         runs("5:22:57 5:23:00", "7:04:10 7:04:13"))),
+    ],
+)  # fmt: skip
+def test_the_last_part_may_be_had_in_fine_cells(fine_from: str, expected: Plan) -> None:
+    ((start, end),) = runs("5:22:57 7:04:13")
+    found = plan(start, end, KNOWN, at(fine_from))
+    assert Plan(found.days, found.hours, list(merged(found.fine)), found.raw) == expected
+
+
+def test_where_no_fine_cells_are_left_the_last_part_is_had_in_hours() -> None:
+    ((start, end),) = runs("7:02:00 7:04:00")
+    assert plan(start, end, replace(KNOWN, fine=[]), at("7:03:10")) == plan(start, end, KNOWN)
 
 
 def usage_of(bench: Bench, by: str) -> dict[str, Any]:

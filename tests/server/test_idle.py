@@ -180,16 +180,19 @@ def test_time_before_it_was_held_is_no_idle_time(serve: Serve) -> None:
     assert age(entry) == pytest.approx(5, abs=0.5)
 
 
-@pytest.mark.parametrize("kept", [[], [DAY]], ids=["hours", "days"])
-def test_where_the_rows_of_the_last_use_are_deleted_it_is_known_to_the_hour(kept: list[Run]) -> None:
-    holder = pod(held=True, gpu_share=1.0)
-    posted = [
+def busy_until(last_use: datetime) -> list[dict[str, Any]]:
+    """A GPU that is held for nearly three hours."""
+    return [
         sample(gpu_uuid="gpu-a", node="node-1", interval_seconds=60.0, holder_count=1)
         | {"timestamp": at.isoformat(), "sampled_at": at.isoformat()}
-        | {"pods": [holder | {"utilization": 80.0 if at < LAST_USE else 0.0}]}
+        | {"pods": [pod(held=True, gpu_share=1.0, utilization=80.0 if at < last_use else 0.0)]}
         for at in (FIRST + n * MINUTE for n in range(178))
     ]
-    with closing(Bench(posted, MINUTE)) as bench:
+
+
+@pytest.mark.parametrize("kept", [[], [DAY]], ids=["hours", "days"])
+def test_where_the_rows_of_the_last_use_are_deleted_it_is_known_to_the_hour(kept: list[Run]) -> None:
+    with closing(Bench(busy_until(LAST_USE), MINUTE)) as bench:
         bench.roll(*DAY)
         bench.days, bench.hours = kept, [DAY]
         answers = bench.answers(FIRST + 177 * MINUTE)
@@ -202,3 +205,14 @@ def test_where_the_rows_of_the_last_use_are_deleted_it_is_known_to_the_hour(kept
     assert (rough["since"], rough["since_at_least"]) == ("2026-01-05T11:00:00.000Z", True)
     assert rough["idle_seconds"] == pytest.approx(117 * 60)
     assert rough["evidence"]["coverage"] == pytest.approx(1)
+
+
+def test_who_used_it_at_the_end_of_the_last_hour_is_not_looked_up_in_raw_rows() -> None:
+    now = datetime(2026, 1, 5, 12, 2, tzinfo=UTC)
+    with closing(Bench(busy_until(now - 4 * MINUTE), MINUTE)) as bench:
+        bench.roll(*DAY)
+        bench.days, bench.hours, bench.fine, bench.looked_at = [DAY], [DAY], [DAY], []
+        answer = bench.answers(now).idle(RangeWords(FIRST.isoformat(), now.isoformat()), 1.0, "10m", None)
+    assert answer["idle"] == []
+    within = [of for of, to in bench.looked_at if to > DAY[0]]  # before it: who was there
+    assert min(within) == datetime(2026, 1, 5, 11, 59)

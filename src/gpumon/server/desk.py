@@ -100,10 +100,10 @@ class Place:
             {"start": start, "end": end, "inside": inside},
         )
 
-    def coverage(self, start: datetime, end: datetime) -> Coverage:
+    def coverage(self, start: datetime, end: datetime, fine_from: datetime) -> Coverage:
         """Which buckets in [start, end), naive UTC, are rolled; their cells are in `hour_cells` and `fine_cells`
-        from now on. Of fine ones those that may be of use: where no hour is rolled, and in the hours in which a
-        day begins or ends, or the range, which begins KNOWN_FOR after `start`."""
+        from now on. Of fine ones those that may be of use: where no hour is rolled, in the hours in which a
+        day begins or ends, or the range, which begins KNOWN_FOR after `start`, and from `fine_from` on."""
         days = self.select(
             "SELECT bucket, until FROM rolled WHERE level = 'day' AND bucket >= $start AND until <= $end "
             "ORDER BY bucket",
@@ -119,7 +119,7 @@ class Place:
         ]
         edges = {start, start + KNOWN_FOR, end} | {instant for day in days for instant in day}
         parted = {edge - (edge - datetime.min) % HOUR for edge in edges if (edge - datetime.min) % HOUR}
-        whole = _runs([hour for hour in hours if hour not in parted], HOUR)
+        whole = _runs([hour for hour in hours if hour not in parted and hour + HOUR <= fine_from], HOUR)
         folders = self._cell_folders()
         fine = [
             (bucket, origin)

@@ -42,9 +42,9 @@ class Reading(Protocol):
     def answer(self, sql: str, parameters: Mapping[str, Any] = ...) -> Rows:
         """Runs a statement whose rows are an answer's: raises QueryError also where they are too many for one."""
 
-    def coverage(self, start: datetime, end: datetime) -> Coverage:
-        """What cells there are of a stretch of time. From then on `day_cells`, `hour_cells` and
-        `fine_cells` have these."""
+    def coverage(self, start: datetime, end: datetime, fine_from: datetime) -> Coverage:
+        """What cells there are of a stretch of time; of fine ones those of hours before `fine_from` may be left
+        out where there are coarser ones. From then on `day_cells`, `hour_cells` and `fine_cells` have these."""
 
     def counted(self, start: datetime, end: datetime) -> None:
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu

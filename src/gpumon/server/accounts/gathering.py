@@ -66,12 +66,19 @@ class Gathered:
         return _gathered(self.before, within, self.pieces, self.parameters, self.reach)
 
 
-def gather(reading: Reading, span: Span, stale_after: timedelta, kinds: frozenset[str]) -> Gathered:
-    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`."""
+def gather(
+    reading: Reading,
+    span: Span,
+    stale_after: timedelta,
+    kinds: frozenset[str],
+    last: timedelta = timedelta(),
+) -> Gathered:
+    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`. The `last`
+    part of the span has fine cells where it can."""
     start, end = utc(span.start), utc(span.end)
-    known = reading.coverage(start - KNOWN_FOR, end)
+    known = reading.coverage(start - KNOWN_FOR, end, end - last)
     before = plan(start - KNOWN_FOR, start, known)
-    within = plan(start, end, known)
+    within = plan(start, end, known, end - last)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
     raw = list(rolling.pieces(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:

@@ -5,7 +5,7 @@ be measured: seconds without a sample, or with one that tells nothing, are neith
 `coverage`. What it is called, and has, is what its last sample says.
 
 Cells tell in which bucket that last use was, and what came after it: first of days, then of the hours of the days
-in question. Raw rows of that hour tell when; where they are deleted, it was in the hour before `since`.
+in question. Raw rows of that bucket tell when; where they are deleted, it was in the hour before `since`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from gpumon.clock import to_wire
 from gpumon.server.accounts import rolling, slices
-from gpumon.server.accounts.cells import HOLDER
+from gpumon.server.accounts.cells import HOLDER, HOUR
 from gpumon.server.accounts.desk import Reading, Rows, Run
 from gpumon.server.accounts.gathering import Gathered
 from gpumon.server.accounts.ledger import coverage
@@ -54,6 +54,13 @@ _SUMS: Final = {
     "unmeasured_samples": "sum(unmeasured_samples)",
     "energy": "sum(energy)",
 }
+
+
+def fine_for(at_least: timedelta) -> timedelta:
+    """How much of a range's end has to be in fine cells. Who used a GPU a minute before the hour was over looks
+    idle since its beginning, as far as the hour's cells tell: the raw rows of nearly all would be looked into in
+    the first minutes of each hour."""
+    return min(at_least, HOUR)
 
 
 def _holders(reading: Reading, oldest: datetime) -> str:

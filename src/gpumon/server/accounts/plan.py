@@ -23,14 +23,18 @@ class Plan:
     raw: list[Run]
 
 
-def plan(start: datetime, end: datetime, known: Coverage) -> Plan:
-    """How to answer for [start, end): with as coarse cells as there are."""
-    days = [(of, to) for of, to in known.days if start <= of and to <= end]
-    rest = without([(start, end)], days)
+def plan(start: datetime, end: datetime, known: Coverage, fine_from: datetime = datetime.max) -> Plan:
+    """How to answer for [start, end): with as coarse cells as there are, but from the bucket of `fine_from` on
+    with fine ones where there are any."""
+    late = []
+    if fine_from < end:
+        late = whole_buckets(known.fine, [(max(start, fine_from - (fine_from - _EPOCH) % FINE), end)], FINE)
+    days = [(of, to) for of, to in known.days if start <= of and to <= min(end, fine_from)]
+    rest = without([(start, end)], sorted([*days, *late]))
     hours = whole_buckets(known.hours, rest, HOUR)
     rest = without(rest, hours)
     fine = whole_buckets(known.fine, rest, FINE)
-    return Plan(days, hours, fine, without(rest, fine))
+    return Plan(days, hours, sorted([*fine, *late]), without(rest, fine))
 
 
 def whole_buckets(runs: Sequence[Run], stretches: Sequence[Run], bucket: timedelta) -> list[Run]:
