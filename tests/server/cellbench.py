@@ -114,12 +114,9 @@ class BenchReading:
 
     def rows_in(self, table: str, window: Run, columns: Sequence[str]) -> str:
         self._bench.looked_at.append(window)
-        return f"({_rows_within(table, [window], columns)})"
-
-
-def _rows_within(table: str, windows: Sequence[Run], columns: Sequence[str]) -> str:
-    where = " OR ".join(f"sampled_at BETWEEN '{of}' AND '{to}'" for of, to in windows) or "FALSE"
-    return f"SELECT {', '.join(columns)}, rowid + {2**61} AS row_id FROM hot_{table} WHERE {where}"
+        of, to = window
+        told = f"{', '.join(columns)}, rowid + {2**61} AS row_id"
+        return f"(SELECT {told} FROM hot_{table} WHERE sampled_at BETWEEN '{of}' AND '{to}')"
 
 
 def some_runs(chance: random.Random, begin: datetime, end: datetime, bucket: timedelta) -> list[Run]:

@@ -26,6 +26,7 @@ from gpumon.server import manifest
 from gpumon.server import rolling as rolling_module
 from gpumon.server import sealer as sealer_module
 from gpumon.server import shelf as shelf_module
+from gpumon.server.accounts.cells import FINE
 from gpumon.server.database import DatabaseError
 from gpumon.server.desk import Desk
 from gpumon.server.engine import Engine
@@ -227,6 +228,32 @@ def test_rows_of_two_days_are_told_apart_where_each_is_read_by_itself(tmp_path: 
             )
     assert len(first) == len(second) == 144
     assert max(first) < min(second)
+
+
+def test_of_the_last_part_of_a_range_there_are_fine_cells(tmp_path: Path) -> None:
+    begin, end = datetime(2026, 11, 21, 0), datetime(2026, 11, 21, 4)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        with Desk(engine.index.store, engine.index.touched).reading() as reading:
+            for fine_from, first in ((end, end), (end - timedelta(minutes=10), end - timedelta(hours=1))):
+                known = reading.coverage(begin, end, fine_from)
+                assert known.fine == ([] if first == end else [(first, end)])
+                ((cells,),) = reading.select(
+                    "SELECT count(DISTINCT bucket) FROM fine_cells WHERE bucket >= $of", {"of": first}
+                )
+                assert cells == (end - first) / FINE
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a$b's $start"
+    folder.mkdir()
+    with served(folder, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        part = {"start": "2026-11-20T20:02:10Z", "end": "2026-11-21T03:31:10Z"}
+        for path in ("ledger", "usage", "series", "idle", "export"):
+            words = {"series": {"metric": "power_draw"}, "export": {"format": "csv"}}.get(path, {})
+            answer = client.get(f"/api/{path}", params=part | words)
+            assert answer.status_code == 200, answer.text
 
 
 def test_accounts_that_all_have_to_be_made_anew_are_those_of_the_newest_day_first(tmp_path: Path) -> None:

@@ -66,12 +66,14 @@ class Place:
         """As `select`. Raises QueryError also where there are more rows than [LIMITS] max_rows allows."""
         return self._reading.select(sql, parameters, most=self._store.max_rows)
 
-    def rows_in(self, table: str, window: Window, columns: Sequence[str], without: Collection[date] = ()) -> str:
+    def rows_in(
+        self, table: str, window: Window, columns: Sequence[str], except_days: Collection[date] = ()
+    ) -> str:
         """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window (naive UTC), without
         what is sealed of some days: these columns and `row_id`."""
         if self._sealed is None:
             self._sealed = self._store.sealed_in(self._reading)
-        return rows_in(table, columns, [raw for raw in self._sealed if raw.day not in without], window)
+        return rows_in(table, columns, [raw for raw in self._sealed if raw.day not in except_days], window)
 
     def counted(self, start: datetime, end: datetime) -> None:
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu in

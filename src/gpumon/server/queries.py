@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
-from gpumon.server.relations import Window
+from gpumon.server.relations import WHOLE, Window
 from gpumon.server.tables import POD_KEY, POD_USAGE, SAMPLES
 
 SAMPLE_COLUMNS = ", ".join(SAMPLES.columns)
@@ -30,7 +30,7 @@ class Query:
     sql: str
     parameters: list[Any] | dict[str, Any] = field(default_factory=list)
     windows: Sequence[Window] = ()
-    tables: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[str]] = field(default_factory=lambda: WHOLE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """What a query reads, as SQL; pure: the relations `samples` and `pod_usage` of the hot tables and of the sealed
 days that a stretch of time touches: as temporary views of one reading, or each by itself in a statement.
 
-Both have the catalogue's columns and `row_id`, by which of two rows the larger came later: what is sealed came
-before what is still hot, and a sealed day keeps the order in which rows of one GPU and instant came.
+They have those of the catalogue's columns that are asked for, and `row_id`, by which of two rows the larger came
+later: what is sealed came before what is still hot, and a sealed day keeps the order in which rows of one GPU and
+instant came.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from gpumon.server.tables import POD_USAGE, SAMPLES, Table
 
 SEALABLE: Final = (SAMPLES, POD_USAGE)
 """The tables whose rows are sealed. Labels are few, and are looked up over all days: they stay hot."""
+
+WHOLE: Final = {table.name: table.columns for table in SEALABLE}
+"""The columns of both, by name."""
 
 Window = tuple[datetime, datetime]
 """From when to when, both included, naive UTC."""
@@ -47,12 +51,8 @@ def hot(table: Table) -> str:
     return f"hot_{table.name}" if table in SEALABLE else table.name
 
 
-ALL: Final = {table.name: table.columns for table in SEALABLE}
-"""Both relations, with all columns."""
-
-
 def views(
-    sealed: Iterable[SealedRaw], windows: Sequence[Window], tables: Mapping[str, Sequence[str]] = ALL
+    sealed: Iterable[SealedRaw], windows: Sequence[Window], tables: Mapping[str, Sequence[str]] = WHOLE
 ) -> list[str]:
     """Statements that make relations, with all rows within the windows (naive UTC) at least, and these columns."""
     touched = [raw for raw in sealed if any(raw.touches(window) for window in windows)]

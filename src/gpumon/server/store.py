@@ -32,7 +32,7 @@ from gpumon.server import readings
 from gpumon.server.database import Database, DatabaseError, Parameters, Reading, Rows, UnreadableFile
 from gpumon.server.disk import cannot_write, try_to_write
 from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query
-from gpumon.server.relations import ALL, SealedRaw, Window, hot, quoted, views
+from gpumon.server.relations import WHOLE, SealedRaw, Window, hot, quoted, views
 from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Store:
     def reading(
         self,
         windows: Sequence[Window] = (),
-        tables: Mapping[str, Sequence[str]] = ALL,
+        tables: Mapping[str, Sequence[str]] = WHOLE,
         *,
         single: bool = False,
     ) -> Iterator[Reading]:

@@ -154,10 +154,10 @@ class Answers:
 
     @contextmanager
     def _gathering(
-        self, span: Span, kinds: frozenset[str], last: timedelta = timedelta()
+        self, span: Span, kinds: frozenset[str], fine_last: timedelta = timedelta()
     ) -> Iterator[tuple[Reading, Gathered]]:
         with self._reading() as reading:
-            yield reading, gather(reading, span, self._stale_after, kinds, last)
+            yield reading, gather(reading, span, self._stale_after, kinds, fine_last)
 
     def _labels(self) -> dict[tuple[Any, ...], dict[str, str | None]]:
         return current.labels_by_owner(self._desk.select(current.select_labels(self._now())))

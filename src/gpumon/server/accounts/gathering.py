@@ -71,14 +71,14 @@ def gather(
     span: Span,
     stale_after: timedelta,
     kinds: frozenset[str],
-    last: timedelta = timedelta(),
+    fine_last: timedelta = timedelta(),
 ) -> Gathered:
-    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`. The `last`
-    part of the span has fine cells where it can."""
+    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`. The
+    last part of the span, so long, has fine cells where it can."""
     start, end = utc(span.start), utc(span.end)
-    known = reading.coverage(start - KNOWN_FOR, end, end - last)
+    known = reading.coverage(start - KNOWN_FOR, end, end - fine_last)
     before = plan(start - KNOWN_FOR, start, known)
-    within = plan(start, end, known, end - last)
+    within = plan(start, end, known, end - fine_last)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
     raw = list(rolling.pieces(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:

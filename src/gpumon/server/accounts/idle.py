@@ -5,7 +5,8 @@ be measured: seconds without a sample, or with one that tells nothing, are neith
 `coverage`. What it is called, and has, is what its last sample says.
 
 Cells tell in which bucket that last use was, and what came after it: first of days, then of the hours of the days
-in question. Raw rows of that bucket tell when; where they are deleted, it was in the hour before `since`.
+in question; at the range's end, of five minutes. Raw rows of that bucket tell when; where they are deleted, it was
+in the hour before `since`.
 """
 
 from __future__ import annotations

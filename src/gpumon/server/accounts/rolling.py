@@ -207,7 +207,7 @@ def cuts_of(windows: Sequence[Run], columns: Mapping[str, Sequence[str]], rows_i
 
 
 def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
-    """Adjacent fine buckets, in as few parts as memory allows to roll at once."""
+    """Adjacent fine buckets, in as few parts as memory allows to roll at once; by relations as `by_name` means."""
     counted: dict[datetime, int] = {}
     for table in ("samples", "pod_usage"):
         for bucket, rows in execute(
@@ -251,10 +251,10 @@ def _with(steps: Mapping[str, str]) -> str:
     return ", ".join(f"cell_{name} AS MATERIALIZED ({sql})" for name, sql in steps.items())
 
 
-def sight(execute: Execute, stretches: Sequence[Run], into: str, rows_in: RowsIn = by_name) -> None:
+def sight(execute: Execute, stretches: Sequence[Run], into: str, rows_in: RowsIn) -> None:
     """Adds cells that tell only which GPUs were seen in some stretches of time, the last time."""
     for of, to in stretches:
-        seen = rows_in("samples", (of, to), slices.TICK_COLUMNS)
+        seen = rows_in("samples", (of, to), (*PLACE, "sampled_at"))
         sql = f"""
             INSERT INTO {into} BY NAME
             SELECT CAST($of AS TIMESTAMP) AS bucket, 'place' AS kind, {_OF_PLACE}, place AS subject, last_at

@@ -145,9 +145,13 @@ def bound(sql: str, values: Mapping[str, Any]) -> Query:
     return Query(sql, bound_values(sql, values))
 
 
+_NAME: Final = re.compile(r"'(?:[^']|'')*'|\$([a-z_0-9]+)")
+"""A text in SQL, as a file's path, or the name of a value."""
+
+
 def bound_values(sql: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the values that the SQL names."""
-    return {name: values[name] for name in sorted(set(re.findall(r"\$([a-z_0-9]+)", sql)))}
+    return {name: values[name] for name in sorted({name for name in _NAME.findall(sql) if name})}
 
 
 def _microseconds(instant: datetime) -> int:
