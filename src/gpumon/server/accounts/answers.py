@@ -92,10 +92,10 @@ class Answers:
                 f"at_least = {at_least.strip()[:40]} is longer than the range, so that it would list nobody; ask "
                 "for a longer range by last or start"
             )
-        with self._gathering(span, idle.KINDS, idle.fine_for(shortest)) as (reading, gathered):
+        with self._reading() as reading:
             rows = idle.ask(
                 reading,
-                gathered,
+                span,
                 now=self._now(),
                 threshold=threshold,
                 at_least=shortest,
@@ -153,11 +153,9 @@ class Answers:
             self._heavy.release()
 
     @contextmanager
-    def _gathering(
-        self, span: Span, kinds: frozenset[str], fine_last: timedelta = timedelta()
-    ) -> Iterator[tuple[Reading, Gathered]]:
+    def _gathering(self, span: Span, kinds: frozenset[str]) -> Iterator[tuple[Reading, Gathered]]:
         with self._reading() as reading:
-            yield reading, gather(reading, span, self._stale_after, kinds, fine_last)
+            yield reading, gather(reading, span, self._stale_after, kinds)
 
     def _labels(self) -> dict[tuple[Any, ...], dict[str, str | None]]:
         return current.labels_by_owner(self._desk.select(current.select_labels(self._now())))

@@ -71,14 +71,14 @@ def gather(
     span: Span,
     stale_after: timedelta,
     kinds: frozenset[str],
-    fine_last: timedelta = timedelta(),
+    fine_from: datetime = datetime.max,
 ) -> Gathered:
-    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`. The
-    last part of the span, so long, has fine cells where it can."""
+    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`. From
+    `fine_from` on (naive UTC) the span has fine cells where it can."""
     start, end = utc(span.start), utc(span.end)
-    known = reading.coverage(start - KNOWN_FOR, end, end - fine_last)
+    known = reading.coverage(start - KNOWN_FOR, end, fine_from)
     before = plan(start - KNOWN_FOR, start, known)
-    within = plan(start, end, known, end - fine_last)
+    within = plan(start, end, known, fine_from)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
     raw = list(rolling.pieces(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:

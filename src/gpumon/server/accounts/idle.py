@@ -20,13 +20,13 @@ from gpumon.clock import to_wire
 from gpumon.server.accounts import rolling, slices
 from gpumon.server.accounts.cells import HOLDER, HOUR
 from gpumon.server.accounts.desk import Reading, Rows, Run
-from gpumon.server.accounts.gathering import Gathered
+from gpumon.server.accounts.gathering import Gathered, gather
 from gpumon.server.accounts.ledger import coverage
 from gpumon.server.accounts.prices import NODE_LABELS, Price, price_case
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.accounts.slices import GPU_KEY
 
-KINDS: Final = frozenset({"holder", "place"})
+_KINDS: Final = frozenset({"holder", "place"})
 """Of cells, what is needed."""
 
 _WHERE: Final = ("gpu_uuid", "client_name", "gpu_id", "gpu_name", "node")
@@ -57,11 +57,11 @@ _SUMS: Final = {
 }
 
 
-def fine_for(at_least: timedelta) -> timedelta:
-    """How much of a range's end has to be in fine cells. Who used a GPU a minute before the hour was over looks
-    idle since its beginning, as far as the hour's cells tell: the raw rows of nearly all would be looked into in
-    the first minutes of each hour."""
-    return min(at_least, HOUR)
+def _fine_from(last: datetime, at_least: timedelta) -> datetime:
+    """From when on there have to be fine cells, where the last sample is of `last`. Who used a GPU a minute before
+    an hour was over looks idle since its beginning, as far as the hour's cells tell: the raw rows of nearly all
+    would be looked into in the first minutes of each hour."""
+    return last - min(at_least, HOUR)
 
 
 def _holders(reading: Reading, oldest: datetime) -> str:
@@ -161,7 +161,7 @@ def _figures(gathered: Gathered, cuts: Sequence[slices.Cut], price: str) -> str:
 
 def ask(
     reading: Reading,
-    gathered: Gathered,
+    span: Span,
     *,
     now: datetime,
     threshold: float,
@@ -172,10 +172,17 @@ def ask(
 ) -> Rows:
     """A row for each container that holds a GPU, or a MIG instance, in the newest sample of a GPU that is not
     stale now, and has not used it for `at_least`; maybe for others, too."""
+    fresh = {"fresh": slices.utc(now - stale_after)}
+    newest = "SELECT min(sampled_at), max(sampled_at) FROM live.latest WHERE sampled_at >= $fresh"
+    ((oldest, last),) = reading.select(newest, fresh)
+    if oldest is None:
+        return []
+    fine_from = _fine_from(min(last, slices.utc(span.end)), at_least)
+    gathered = gather(reading, span, stale_after, _KINDS, fine_from)
     price, price_parameters = price_case(prices)
     values = gathered.parameters | price_parameters
     values |= {
-        "fresh": slices.utc(now - stale_after),
+        "fresh": oldest,
         "namespace": namespace,
         "threshold": threshold,
         "at_least": at_least.total_seconds() - _TOLERANCE,
@@ -195,10 +202,6 @@ def ask(
                 wanted.setdefault(gathered.bucket_from(begin), set()).add((key, has_uuid))
         return wanted
 
-    oldest = run("SELECT min(sampled_at) FROM live.latest WHERE sampled_at >= $fresh")[0][0]
-    if oldest is None:
-        return []
-    values["fresh"] = oldest
     run(_holders(reading, oldest))
     wanted = in_question()
     while days := [bucket for bucket in wanted if bucket in gathered.within.days]:
