@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from gpumon.server.accounts import gathering, ledger
 from gpumon.server.accounts.answers import RangeWords
 from gpumon.server.accounts.desk import Coverage, Run, merged
 from gpumon.server.accounts.plan import Plan, plan
+from gpumon.server.accounts.ranges import Span
 from tests.samples import pod, sample
 from tests.server.cellbench import Bench
 
@@ -107,3 +109,21 @@ def test_the_peak_of_a_pod_is_that_of_its_containers_together(
         group = usage_of(bench, by)
     assert group["utilization_max"] == pytest.approx(peak)
     assert group["utilization_mean"] == pytest.approx(mean)
+
+
+def every_minute(begin: datetime, minutes: int) -> list[dict[str, Any]]:
+    moments = [(begin + n * timedelta(minutes=1)).replace(tzinfo=UTC).isoformat() for n in range(minutes)]
+    return [sample(sampled_at=moment, interval_seconds=60.0) for moment in moments]
+
+
+@pytest.mark.parametrize(("hours", "pieces"), [(2, 12), (1000, 100)])
+def test_raw_rows_are_divided_by_not_too_many_at_once_nor_too_few(
+    hours: int, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "MOST_SAMPLES", 10)
+    end = at("5:12:00").replace(tzinfo=UTC)
+    span = Span(end - timedelta(hours=hours), end)
+    with closing(Bench(every_minute(at("5:10:01"), 120), timedelta(seconds=60))) as bench:
+        with bench.reading() as reading:
+            found = gathering.gather(reading, span, timedelta(seconds=120), ledger.KINDS)
+        assert len(found.pieces) == pytest.approx(pieces, abs=1)

@@ -17,8 +17,14 @@ from gpumon.server.accounts.plan import Plan, plan
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.accounts.slices import GPU_KEY, KNOWN_FOR, PLACE, utc
 
-MOST_SAMPLES: Final = 300_000
-"""Of raw rows about so many are divided at once, to bound the memory that it takes."""
+MOST_SAMPLES: Final = 100_000
+"""Of raw rows about so many are divided at once, to bound the memory that it takes: some 1.5 KB for each, and for
+each pod's row."""
+_FEW_PIECES: Final = 100
+"""No more are made where rows are dense in a small part of the stretches: each costs, also without a row."""
+_REACHES: Final = 4
+"""Pieces are not shorter than so many times what is read beside them."""
+_SHORTEST: Final = timedelta(seconds=10)
 
 _CELL: Final = ", ".join(CELL_COLUMNS)
 _OF_PLACE: Final = f"{{{', '.join(f'{name!r}: {name}' for name in PLACE)}}}"
@@ -115,10 +121,15 @@ def _chosen(table: str, runs: Sequence[Run], parameters: dict[str, Any]) -> list
 
 def _length_of_pieces(reading: Reading, stretches: Sequence[Run]) -> timedelta:
     whole = sum((to - of for of, to in stretches), timedelta())
-    if whole <= HOUR:  # counting would cost as much as it saves
+    if not whole:
         return whole
     cuts = rolling.cuts_of(stretches, {"samples": ("sampled_at",)}, reading.rows_in)
-    sql = f"SELECT count(*) FROM ({slices.rows('samples', 'sampled_at', cuts)})"
+    sql = f"SELECT count(*), min(sampled_at), max(sampled_at) FROM ({slices.rows('samples', 'sampled_at', cuts)})"
     values = slices.parameters(stretches, cuts, timedelta())
-    samples: int = reading.select(sql, slices.bound_values(sql, values))[0][0]
-    return max(whole / max(samples / MOST_SAMPLES, 1), FINE)
+    ((samples, first, last),) = reading.select(sql, slices.bound_values(sql, values))
+    if samples <= MOST_SAMPLES:
+        return whole
+    dense = (last - first) / samples * MOST_SAMPLES
+    few = whole / max(samples / MOST_SAMPLES, _FEW_PIECES)
+    length: timedelta = max(dense, few, _REACHES * reading.reach, _SHORTEST)
+    return length
