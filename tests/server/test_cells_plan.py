@@ -116,7 +116,7 @@ def every_minute(begin: datetime, minutes: int) -> list[dict[str, Any]]:
     return [sample(sampled_at=moment, interval_seconds=60.0) for moment in moments]
 
 
-@pytest.mark.parametrize(("hours", "pieces"), [(2, 12), (1000, 100)])
+@pytest.mark.parametrize(("hours", "pieces"), [(2, 12), (1000, 20)])
 def test_raw_rows_are_divided_by_not_too_many_at_once_nor_too_few(
     hours: int, pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

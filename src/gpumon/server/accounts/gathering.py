@@ -20,7 +20,7 @@ from gpumon.server.accounts.slices import GPU_KEY, KNOWN_FOR, PLACE, utc
 MOST_SAMPLES: Final = 100_000
 """Of raw rows about so many are divided at once, to bound the memory that it takes: some 1.5 KB for each, and for
 each pod's row."""
-_FEW_PIECES: Final = 100
+_FEW_PIECES: Final = 20
 """No more are made where rows are dense in a small part of the stretches: each costs, also without a row."""
 _REACHES: Final = 4
 """Pieces are not shorter than so many times what is read beside them."""
