@@ -149,7 +149,7 @@ def grow(folder: Path, gpus: int, days: int, step: int, requests: int, *, sealed
         size.sealer_mib = max(size.sealer_mib, server.children_mib)
         sealed_folder = data / ".gpumon" / "sealed"
         size.disk = {name: size_of(sealed_folder, f"*/{pattern}") for name, pattern in _KINDS.items()}
-        scene = Scene(size.day(days - 1), days, fetch(server.port, Asked("GET", "/api/gpus"))["data"])
+        scene = Scene(size.day(days - 1), days, fetch(server.port, Asked("POST", "/api/gpu/list", "{}"))["data"])
         latencies = {
             question.name: measure(server.port, question.ask, requests, BUDGET_SECONDS)
             for question in questions(scene)
