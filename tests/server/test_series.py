@@ -6,11 +6,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import duckdb
 import httpx
 import pytest
 
+from gpumon.clock import to_wire
+from gpumon.server.accounts.buckets import FEW_POINTS, begins_of, buckets_of, edges_of, step_of
 from gpumon.server.accounts.ranges import Span, duration
-from gpumon.server.accounts.series import FEW_POINTS, edges_of, step_of
+from gpumon.server.accounts.slices import microseconds, utc
 from tests.samples import pod, sample
 from tests.server.conftest import Serve
 
@@ -96,6 +99,21 @@ def test_gpus_can_be_chosen(serve: Serve, wanted: dict[str, Any], expected: floa
     assert ask(client, 30, "power_draw", **wanted) == [expected]
 
 
+def test_a_gpu_without_a_uuid_is_chosen_by_its_client_also_after_its_uuid_is_known(serve: Serve) -> None:
+    client = serve()
+    post(client, at(10, power_draw=100.0, gpu_uuid=None), at(10, power_draw=900.0, gpu_uuid=None, gpu_id=1))
+    post(client, at(40, power_draw=200.0), at(40, power_draw=900.0, gpu_uuid=None, client_name="node-2"))
+    assert ask(client, 60, "power_draw", client_name="node-1", gpu_id=0) == [100.0, 200.0]
+
+
+def test_what_another_client_tells_of_a_gpu_bounds_what_a_sample_stands_for(serve: Serve) -> None:
+    client = serve()
+    post(client, at(10, power_draw=900.0, client_name="node-2", node="node-2"))
+    post(client, at(15, power_draw=100.0), at(35, power_draw=400.0, interval_seconds=20.0))
+    for wanted in ({"client_name": "node-1"}, {"node": "node-1"}):
+        assert ask(client, 60, "power_draw", step="1m", **wanted) == [pytest.approx((100 * 5 + 400 * 20) / 25)]
+
+
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
@@ -152,6 +170,39 @@ def test_buckets_begin_at_full_local_hours_also_when_clocks_change(
     local = [edge.astimezone(where) for edge in edges]
     assert [moment.hour for moment in local] == hours
     assert {moment.minute for moment in local} == {0}
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [
+        ("Asia/Kolkata", datetime(2026, 11, 20)),
+        ("Africa/Monrovia", datetime(1971, 5, 1)),
+    ],  # whose clocks were 44:30
+)
+def test_a_bucket_says_when_it_begins(zone: str, day: datetime) -> None:
+    begin = day.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    edges = edges_of(Span(begin, begin + timedelta(hours=3)), timedelta(hours=1), ZoneInfo(zone))
+    assert begins_of(edges) == [to_wire(edge) for edge in edges[:-1]]
+
+
+@pytest.mark.parametrize("step", ["30s", "1h", "6h", "1d", "1w"])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
+def test_the_bucket_of_an_instant_is_reckoned(zone: str, step: str) -> None:
+    span = Span(datetime(2026, 3, 27, 5, tzinfo=UTC), datetime(2026, 4, 7, 5, tzinfo=UTC))
+    if step == "30s":
+        span = Span(span.start, span.start + timedelta(days=3))
+    edges = edges_of(span, duration("step", step), ZoneInfo(zone))
+    buckets = buckets_of(edges)
+    at, lower, upper = buckets.at("instant"), buckets.lower("bucket"), buckets.upper("bucket")
+    instants = [microseconds(utc(edge)) + past for edge in edges[:-1] for past in (0, 1)]
+    values = {name: value for name, value in buckets.parameters.items() if f"${name}" in at + lower}
+    numbered = f"SELECT *, {at} AS bucket FROM (SELECT unnest($instants) AS instant)"
+    found = duckdb.execute(
+        f"SELECT {lower}, {upper}, instant FROM ({numbered})", values | {"instants": instants}
+    ).fetchall()
+    begins = [microseconds(utc(edge)) for edge in edges]
+    assert found == [(begins[n // 2], begins[n // 2 + 1], instant) for n, instant in enumerate(instants)]
+    assert len(buckets.runs) <= 6
 
 
 def test_weeks_begin_on_monday() -> None:

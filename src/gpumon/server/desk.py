@@ -75,6 +75,16 @@ class Place:
             self._sealed = self._store.sealed_in(self._reading)
         return rows_in(table, columns, [raw for raw in self._sealed if raw.day not in except_days], window)
 
+    def places_in(self, window: Window) -> str:
+        """SQL for a relation with, at least, as what GPUs were known in their samples in a window (naive UTC). Of
+        the rollup by hour, which has every row."""
+        of, to = window
+        inside = f"last_at >= TIMESTAMP '{of}' AND first_at <= TIMESTAMP '{to}'"
+        kept = (
+            f"SELECT {', '.join(PLACE)} FROM {table} WHERE {inside}" for table in ("readings", "sealed_readings")
+        )
+        return f"({' UNION ALL '.join(kept)})"
+
     def counted(self, start: datetime, end: datetime) -> None:
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu in
         [start, end), naive UTC. Of sealed days within it that is kept; the rest is counted by rows."""

@@ -10,7 +10,7 @@ rolling        makes cells of raw rows, and hourly coarser ones of finer ones
 plan           which cells and which raw rows answer for a range
 gathering      the cells of a range, with those that are made for the question
 groups         SQL: by whom they are added up
-ledger, usage, idle, utilization, series   the questions about a range
+ledger, usage, idle, utilization, series   the questions about a range; buckets, those of a series
 current        the questions about now
 prices         what a GPU-hour costs
 """

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from gpumon.clock import Now, to_wire
 from gpumon.errors import QueryError
 from gpumon.server import queries
-from gpumon.server.accounts import current, idle, ledger, series, usage, utilization
+from gpumon.server.accounts import buckets, current, idle, ledger, series, usage, utilization
 from gpumon.server.accounts.cells import FINE
 from gpumon.server.accounts.desk import Desk, Reading, Rows
 from gpumon.server.accounts.gathering import Gathered, gather
@@ -116,8 +116,8 @@ class Answers:
     def series(self, words: RangeWords, wanted: series.Wanted, step: str | None) -> Answer:
         """One metric over time."""
         span = self._span(words)
-        length = series.step_of(step, span)
-        edges = series.edges_of(span, length, self._zone)
+        length = buckets.step_of(step, span)
+        edges = buckets.edges_of(span, length, self._zone)
         with self._reading() as reading:
             rows = _select(reading, series.select_series(wanted, span, edges, reading, self._stale_after))
         return {"range": _range(span)} | series.series_of(rows, wanted, edges, length)

@@ -50,6 +50,10 @@ class Reading(Protocol):
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu
         from `start` up to `end`: client_name, gpu_id, gpu_uuid, node, gpu_name, value, readings."""
 
+    def places_in(self, window: Run) -> str:
+        """SQL for a relation with, at least, as what GPUs were known in their samples in a window, both ends
+        included: client_name, gpu_id, gpu_uuid, node, gpu_name; not distinct."""
+
     def rows_in(self, table: str, window: Run, columns: Sequence[str]) -> str:
         """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window, of which both ends
         belong to it: these columns and `row_id`."""

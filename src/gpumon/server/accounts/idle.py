@@ -232,9 +232,7 @@ def _cuts(
     whole = rolling.cuts_of([window for window, _ in read], rolling.HOLDINGS_COLUMNS, reading.rows_in)
     cuts = []
     for number, (cut, ((_, has_uuid), of_window)) in enumerate(zip(whole, read.items(), strict=True)):
-        values = {f"gpu_{number}_{nth}": key for nth, key in enumerate(of_window)}
-        # Of a column Parquet files know where it may be, of what is made of several they don't.
-        of = f"{'gpu_uuid' if has_uuid else GPU_KEY} IN ({', '.join(f'${name}' for name in values)})"
+        of, values = slices.of_gpus(of_window, has_uuid=has_uuid, named=f"gpu_{number}")
         cuts.append(replace(cut, of=of, values=values))
     return cuts
 

@@ -240,7 +240,7 @@ def _steps(cuts: Sequence[slices.Cut], columns: str, divided: str, users: str) -
     return {
         "ticks": slices.ticks(cuts, columns),
         "places": _PLACES,
-        "stands": slices.STANDS,
+        "stands": slices.stands(),
         "spans": slices.SPANS,
         "slices": divided,
         "users": users,

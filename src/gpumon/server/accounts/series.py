@@ -7,36 +7,29 @@ reload, is left out.
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
-from itertools import pairwise
+from datetime import datetime, timedelta
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
-from gpumon.clock import to_wire
 from gpumon.errors import QueryError
 from gpumon.model.field import Field
 from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
 from gpumon.server.accounts import slices
+from gpumon.server.accounts.buckets import begins_of, buckets_of
 from gpumon.server.accounts.desk import Reading, Run
-from gpumon.server.accounts.ranges import Span, duration
-from gpumon.server.days import days_between, local_midnight
+from gpumon.server.accounts.ranges import Span
 from gpumon.server.queries import Query
 from gpumon.server.tables import POD_KEY
 
-STEPS: Final = ("10s", "30s", "1m", "5m", "15m", "1h", "6h", "1d")
 AGGREGATES: Final = ("mean", "min", "max", "sum")
-FEW_POINTS: Final = 300
-MOST_POINTS: Final = 10_000
-LONGEST_STEP: Final = timedelta(days=366)
-_DAY: Final = timedelta(days=1)
 _NOT_METRICS: Final = frozenset({"gpu_id", "interval_seconds"})
 _USER: Final = ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *POD_KEY, "owner_name")
 """Of a pod's row, beside the metric."""
+
+
+_OF_PODS: Final = ("namespace", "pod", "owner_name")
 
 
 def _metrics(fields: Sequence[Field]) -> dict[str, Field]:
@@ -67,7 +60,14 @@ class Wanted:
     @property
     def of_pods(self) -> bool:
         """Whether it is about pods' use."""
-        return any(value is not None for value in (self.namespace, self.pod, self.owner))
+        return any(name in self.chosen for name in _OF_PODS)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What is wanted of which columns."""
+        values = {name: getattr(self, name, None) for name in slices.PLACE}
+        values |= dict(zip(_OF_PODS, (self.namespace, self.pod, self.owner), strict=True))
+        return {name: value for name, value in values.items() if value is not None}
 
     def field(self) -> Field:
         """The metric in the catalogue. Raises QueryError that lists what there is."""
@@ -78,82 +78,47 @@ class Wanted:
         return there[self.metric]
 
 
-def step_of(text: str | None, span: Span) -> timedelta:
-    """The buckets' length: what is asked for, else the shortest of STEPS that gives at most FEW_POINTS. Raises
-    QueryError where there would be too many buckets."""
-    if text is None:
-        lengths = [duration("step", step) for step in STEPS]
-        return next((step for step in lengths if span.seconds / step.total_seconds() <= FEW_POINTS), _DAY)
-    step = duration("step", text)
-    if step > LONGEST_STEP:
-        raise QueryError(f"step = {text!r} is longer than {LONGEST_STEP.days}d; take a shorter one")
-    if step > _DAY and step % _DAY:
-        raise QueryError(f"step = {text!r}: beyond a day, take whole days")
-    if span.seconds / step.total_seconds() > MOST_POINTS:
-        raise QueryError(
-            f"step = {text!r} gives {span.seconds / step.total_seconds():.0f} points, more than {MOST_POINTS}; "
-            "take a longer step or a shorter range"
-        )
-    return step
-
-
-def edges_of(span: Span, step: timedelta, zone: ZoneInfo) -> list[datetime]:
-    """Where buckets begin, and where the last one ends. Each local day begins a bucket, whole weeks on Monday.
-    Steps of up to an hour follow each other from local midnight; longer ones begin at full local hours, as 0, 6,
-    12 and 18, also on days with a change of clocks. The first edge is not after the span's start, the last not
-    before its end."""
-    first = span.start.astimezone(zone).date()
-    last = span.end.astimezone(zone).date() + _DAY
-    if step >= _DAY:
-        days = days_between(first - step, last + step)
-        edges = [local_midnight(day, zone) for day in days if (day.toordinal() - 1) % step.days == 0]
-    else:
-        days = days_between(first, last)
-        edges = sorted({edge for day in days for edge in _edges_of_day(day, step, zone, span)})
-    return edges[bisect_right(edges, span.start) - 1 : bisect_left(edges, span.end) + 1]
-
-
 def select_series(
     wanted: Wanted, span: Span, edges: Sequence[datetime], reading: Reading, stale_after: timedelta
 ) -> Query:
     """A row for each bucket that a reading touches: its number, the value, how many samples. Of raw rows."""
     whole = (slices.utc(span.start), slices.utc(span.end))
-    conditions, values = _conditions(wanted)
+    buckets = buckets_of(edges)
     value = {
         "mean": "sum(weighed) / sum(weight)",
         "min": "min(low)",
         "max": "max(high)",
         "sum": "sum(weighed / weight)",
     }[wanted.aggregate]
-    told = "NULL AS value" if wanted.of_pods else f"{wanted.field().name} AS value"
-    cuts = [_cut_of(wanted, window, reading) for window in slices.windows_of([whole], reading.reach)]
+    place = [column for column in slices.PLACE if column in wanted.chosen]
+    if wanted.of_pods:
+        told, carried = "NULL AS value", ("sample", "gpu", "source", "sampled_at", *place)
+    else:
+        told, carried = f"{wanted.field().name} AS value", ("gpu", "sampled_at", "value", *place)
+    cuts = [cut for window in slices.windows_of([whole], reading.reach) for cut in _cuts(wanted, window, reading)]
     sql = f"""
-        WITH cell_ticks AS MATERIALIZED ({slices.ticks(cuts, told)}),
-        cell_stands AS NOT MATERIALIZED ({slices.STANDS}),
-        cell_spans AS MATERIALIZED ({slices.SPANS}),
+        WITH cell_ticks AS NOT MATERIALIZED ({slices.ticks(cuts, told)}),
         spans AS NOT MATERIALIZED (
-            SELECT cell_ticks.*, (begins - lower) / 1e6 AS begins, (ends - lower) / 1e6 AS ends
-            FROM cell_spans JOIN cell_ticks USING (sample)
+            SELECT *, greatest(moment - whole, $lower) AS begins, least(moment, $upper) AS ends
+            FROM ({slices.stands(carried)}) WHERE moment - whole < $upper AND moment > $lower
         ),
-        {_readings(wanted, conditions, cuts)},
-        buckets AS (
-            SELECT unnest(range(len($edges) - 1)) AS bucket, unnest($edges[:-2]) AS lower,
-                   unnest($edges[2:]) AS upper
+        {_readings(wanted, cuts)},
+        touched AS (
+            SELECT *, unnest(range({buckets.at("begins")}, {buckets.at("(ends - 1)")} + 1)) AS bucket
+            FROM readings WHERE value IS NOT NULL
         ),
-        cut_readings AS (SELECT *, {_cut("begins", "ends")} FROM readings WHERE value IS NOT NULL),
-        cut_buckets AS (SELECT *, {_cut("lower", "upper")} FROM buckets),
         by_subject AS (
-            SELECT bucket, subject, sum(value * (least(ends, upper) - greatest(begins, lower))) AS weighed,
-                   sum(least(ends, upper) - greatest(begins, lower)) AS weight,
-                   min(value) AS low, max(value) AS high, count(*) AS samples
-            FROM cut_readings JOIN cut_buckets USING (piece)
-            WHERE begins < upper AND ends > lower AND piece = greatest(cut_readings.first, cut_buckets.first)
+            SELECT bucket, sum(value * seconds) AS weighed, sum(seconds) AS weight, min(value) AS low,
+                   max(value) AS high, count(*) AS samples
+            FROM (SELECT *, (least(ends, {buckets.upper("bucket")}) - greatest(begins, {buckets.lower("bucket")}))
+                            / 1e6 AS seconds
+                  FROM touched)
             GROUP BY bucket, subject
         )
         SELECT bucket, {value}, CAST(sum(samples) AS BIGINT) FROM by_subject GROUP BY bucket ORDER BY bucket"""
-    values["edges"] = [(edge - span.start).total_seconds() for edge in edges]
-    values["longest"] = max((to - of).total_seconds() for of, to in pairwise(edges))
-    return slices.bound(sql, slices.parameters([whole], cuts, stale_after) | values)
+    values = {"lower": slices.microseconds(whole[0]), "upper": slices.microseconds(whole[1])}
+    values |= buckets.parameters | wanted.chosen | slices.parameters([whole], cuts, stale_after)
+    return slices.bound(sql, values)
 
 
 def series_of(
@@ -163,9 +128,9 @@ def series_of(
     field = wanted.field()
     found = {bucket: (value, samples) for bucket, value, samples in rows}
     points = []
-    for bucket, begin in enumerate(edges[:-1]):
+    for bucket, begin in enumerate(begins_of(edges)):
         value, samples = found.get(bucket, (None, 0))
-        points.append({"t": to_wire(begin), "value": value, "samples": samples})
+        points.append({"t": begin, "value": value, "samples": samples})
     return {
         "metric": field.name,
         "unit": f"{field.unit}/s" if _is_counter(field) else field.unit,
@@ -175,20 +140,44 @@ def series_of(
     }
 
 
-def _cut_of(wanted: Wanted, window: Run, reading: Reading) -> slices.Cut:
+def _cuts(wanted: Wanted, window: Run, reading: Reading) -> list[slices.Cut]:
+    """What is read: of the GPUs that are wanted, everything that anybody says of them, since it bounds what their
+    samples stand for; of those with a UUID, and of those without."""
     columns = {"samples": [*slices.TICK_COLUMNS]}
     if wanted.of_pods:
         columns["pod_usage"] = [*_USER]
     columns["pod_usage" if wanted.of_pods else "samples"].append(wanted.field().name)
     relations = {table: reading.rows_in(table, window, names) for table, names in columns.items()}
-    # A GPU is its UUID: nobody else's samples bound what its own stand for.
-    of = "TRUE" if wanted.gpu_uuid is None else "gpu_uuid = $gpu_uuid"
-    return slices.Cut(window, of, relations=relations)
+    return [slices.Cut(window, of, values, relations) for of, values in _of_gpus(wanted, window, reading)]
 
 
-def _readings(wanted: Wanted, conditions: str, cuts: Sequence[slices.Cut]) -> str:
+def _of_gpus(wanted: Wanted, window: Run, reading: Reading) -> list[tuple[str, dict[str, Any]]]:
+    """Conditions on a row, one of which holds for those of GPUs that are wanted, or on which the pods were."""
+    if wanted.gpu_uuid is not None:
+        return [("gpu_uuid = $gpu_uuid", {})]
+    chosen = {column: value for column, value in wanted.chosen.items() if (column in _OF_PODS) == wanted.of_pods}
+    if not chosen:
+        return [("TRUE", {})]
+    if wanted.of_pods:
+        told = reading.rows_in("pod_usage", window, ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *chosen))
+        known = f"SELECT * FROM {told} WHERE sampled_at >= $of AND sampled_at <= $to"
+    else:
+        known = f"SELECT * REPLACE (coalesce(node, client_name) AS node) FROM {reading.places_in(window)}"
+    sql = f"""
+        SELECT gpu_uuid IS NOT NULL AS has_uuid, list(DISTINCT {slices.GPU_KEY} ORDER BY {slices.GPU_KEY})
+        FROM ({known}) WHERE {_conditions(chosen)} GROUP BY has_uuid"""
+    found = reading.select(sql, slices.bound_values(sql, chosen | {"of": window[0], "to": window[1]}))
+    return [slices.of_gpus(keys, has_uuid=has, named=f"gpu_{has:d}") for has, keys in found] or [("FALSE", {})]
+
+
+def _conditions(chosen: Iterable[str]) -> str:
+    return " AND ".join(["TRUE", *(f"{column} = ${column}" for column in chosen)])
+
+
+def _readings(wanted: Wanted, cuts: Sequence[slices.Cut]) -> str:
     """The relation `readings`: whose, from when to when, how much. A subject is a GPU, or a container on one."""
     field = wanted.field()
+    conditions = _conditions(wanted.chosen)
     value = "value"
     if _is_counter(field):
         seconds = "date_diff('us', lag(sampled_at) OVER earlier, sampled_at) / 1e6"
@@ -209,8 +198,7 @@ def _readings(wanted: Wanted, conditions: str, cuts: Sequence[slices.Cut]) -> st
         told AS MATERIALIZED (
             SELECT sample, gpu, begins, ends, told.*
             FROM ({told}) AS told
-            JOIN (SELECT sample, gpu, begins, ends, source, sampled_at, {", ".join(slices.PLACE)}
-                  FROM spans) AS spans
+            JOIN (SELECT * EXCLUDE (moment, whole, total) FROM spans) AS spans
             USING (source, sampled_at)
             WHERE {conditions}
         ),
@@ -222,41 +210,5 @@ def _readings(wanted: Wanted, conditions: str, cuts: Sequence[slices.Cut]) -> st
         )"""
 
 
-def _cut(begin: str, end: str) -> str:
-    """SQL for the pieces of time that are touched, each as long as the longest bucket: to join by. By
-    inequalities alone it would be each with each."""
-    first, last = (f"CAST(floor({of} / $longest) AS BIGINT)" for of in (begin, end))
-    return f"{first} AS first, unnest(range({first}, {last} + 1)) AS piece"
-
-
-def _conditions(wanted: Wanted) -> tuple[str, dict[str, Any]]:
-    columns = {
-        "gpu_uuid": "gpu_uuid",
-        "node": "node",
-        "client_name": "client_name",
-        "gpu_id": "gpu_id",
-        "namespace": "namespace",
-        "pod": "pod",
-        "owner": "owner_name",
-    }
-    values = {name: getattr(wanted, name) for name in columns if getattr(wanted, name) is not None}
-    return " AND ".join(["TRUE", *(f"{columns[name]} = ${name}" for name in values)]), values
-
-
 def _is_counter(field: Field) -> bool:
     return field.metric is not None and field.metric.counter
-
-
-def _edges_of_day(day: date, step: timedelta, zone: ZoneInfo, span: Span) -> Iterator[datetime]:
-    """All of a local day; of the many of short steps those around the span."""
-    begin, end = local_midnight(day, zone), local_midnight(day + _DAY, zone)
-    if step > timedelta(hours=1):
-        begins = datetime.combine(day, time())
-        yield from (
-            (begins + number * step).replace(tzinfo=zone).astimezone(UTC)
-            for number in range(math.ceil(_DAY / step))
-        )
-    else:
-        first, last = ((max(begin, min(edge, end)) - begin) / step for edge in (span.start, span.end))
-        of_day = math.ceil((end - begin) / step)
-        yield from (begin + number * step for number in range(int(first), min(math.ceil(last) + 1, of_day)))

@@ -59,6 +59,23 @@ class Cut:
     relations: Mapping[str, str] = field(default_factory=dict)
 
 
+def of_gpus(keys: Sequence[str], *, has_uuid: bool, named: str) -> tuple[str, dict[str, Any]]:
+    """SQL for whether a row is of one of these GPUs, by GPU_KEY, and its values, whose names begin with `named`.
+    All of them have a UUID, or none has. Of a column Parquet files know where a value may be, of what is made of
+    several they don't."""
+    values: dict[str, Any] = {f"{named}_{number}": key for number, key in enumerate(keys)}
+    if has_uuid:
+        return f"gpu_uuid IN ({_listed(values)})", values
+    clients = {key.rpartition("/")[0]: None for key in keys}
+    of_clients: dict[str, Any] = {f"{named}_client_{number}": client for number, client in enumerate(clients)}
+    condition = f"client_name IN ({_listed(of_clients)}) AND {GPU_KEY} IN ({_listed(values)})"
+    return condition, values | of_clients
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"${name}" for name in values)
+
+
 def within(value: str, low: str, high: str | None = None) -> str:
     """SQL that bounds a value and keeps NULL, which `least` and `greatest` don't: a CSV may hold anything."""
     bounded = f"greatest({low}, {value})" if high is None else f"greatest({low}, least({value}, {high}))"
@@ -86,21 +103,25 @@ def ticks(cuts: Sequence[Cut], columns: str) -> str:
     return rows("samples", selected, cuts)
 
 
-STANDS: Final = """
-    SELECT sample, place, moment, whole, coalesce(stated, whole) AS total
-    FROM (SELECT sample, place, moment, stated,
+def stands(carried: Sequence[str] = ("sample", "place")) -> str:
+    """SQL for what each of `cell_ticks` stands for, in microseconds before `moment`, with these further columns of
+    it; `total` is its own interval. Of two samples of a GPU at one instant the later row counts: it is
+    ordered first, and the other has no gap to it. Where two clients tell of it, the first by name: which of them
+    came first is not kept. (In one order of all rows: a window with partitions takes DuckDB 5 ms more, however few
+    rows there are.)"""
+    columns = ", ".join(["moment", *carried])
+    return f"""
+    SELECT {columns}, whole, coalesce(stated, whole) AS total
+    FROM (SELECT {columns}, stated,
                  CASE WHEN stated IS NOT NULL THEN least(stated, coalesce(gap, stated))
                       WHEN gap <= $stale THEN gap ELSE 0 END AS whole
-          FROM (SELECT sample, place, moment, stated,
+          FROM (SELECT {columns}, stated,
                        CASE WHEN lag(gpu) OVER earlier = gpu THEN moment - lag(moment) OVER earlier END AS gap
                 FROM cell_ticks
                 WINDOW earlier AS (ORDER BY gpu, moment, client_name, gpu_id, sample DESC))
           WHERE gap IS NULL OR gap > 0)
     WHERE whole > 0"""
-"""What each of `cell_ticks` stands for, in microseconds before `moment`; `total` is its own interval. Of two
-samples of a GPU at one instant the later row counts: it is ordered first, and the other has no gap to it. Where
-two clients tell of it, the first by name: which of them came first is not kept. (In one order of all rows: a
-window with partitions takes DuckDB 5 ms more, however few rows there are.)"""
+
 
 INTERVALS: Final = "SELECT unnest($lowers) AS lower, unnest($uppers) AS upper"
 
@@ -130,8 +151,8 @@ def windows_of(intervals: Sequence[Run], reach: timedelta) -> list[Run]:
 def parameters(intervals: Sequence[Run], cuts: Sequence[Cut], stale_after: timedelta) -> dict[str, Any]:
     """What the relations here need to know."""
     values: dict[str, Any] = {
-        "lowers": [_microseconds(of) for of, _ in intervals],
-        "uppers": [_microseconds(to) for _, to in intervals],
+        "lowers": [microseconds(of) for of, _ in intervals],
+        "uppers": [microseconds(to) for _, to in intervals],
         "stale": stale_after // timedelta(microseconds=1),
     }
     for number, cut in enumerate(cuts):
@@ -154,5 +175,6 @@ def bound_values(sql: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in sorted({name for name in _NAME.findall(sql) if name})}
 
 
-def _microseconds(instant: datetime) -> int:
+def microseconds(instant: datetime) -> int:
+    """Naive UTC as `epoch_us` has it."""
     return (instant - datetime(1970, 1, 1)) // timedelta(microseconds=1)
