@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
@@ -36,10 +37,10 @@ class Figures:
 
 def by_day(by_hour: dict[tuple[date, int], Figures]) -> dict[date, Figures]:
     """The figures of each day, from those of its hours."""
-    days: dict[date, Figures] = {}
+    days: dict[date, Figures] = defaultdict(Figures)
     for (day, _), figures in by_hour.items():
-        days.setdefault(day, Figures()).add(figures)
-    return days
+        days[day].add(figures)
+    return dict(days)
 
 
 def together(figures: Iterable[Figures]) -> Figures:

@@ -196,7 +196,10 @@ class Reader:
     def _by_hour(self, wanted: Filter) -> dict[tuple[date, int], Figures]:
         found: dict[tuple[date, int], Figures] = {}
         for day, hour, *figures in sorted(self._store.select(queries.select_by_hour(wanted))):
-            found.setdefault((day, hour), Figures()).add(Figures(*figures))
+            if (before := found.get((day, hour))) is None:
+                found[day, hour] = Figures(*figures)
+            else:
+                before.add(Figures(*figures))
         return found
 
     def _chart(self, wanted: Filter, found: Iterable[Figures], items: list[Answer]) -> Answer:
