@@ -18,6 +18,7 @@ import pytest
 
 from gpumon.clock import to_wire
 from gpumon.model.fields import FIELDS
+from gpumon.server.accounts.series import AGGREGATES
 from gpumon.server.app import create_app
 from gpumon.server.days import local_midnight
 from gpumon.server.engine import Engine
@@ -197,6 +198,14 @@ def everything(
             "series",
             params=wanted | {"metric": chance.choice(("power_draw", "energy_mj"))},
         )
+        for step in ("1h", "6h", "1d"):
+            chosen = chance.choice(({}, {"node": "node-1"}, {"client_name": "old-node"}, {"gpu_uuid": "GPU-0"}))
+            how = {"step": step, "aggregate": chance.choice(AGGREGATES)}
+            ask(
+                "GET",
+                "series",
+                params=wanted | how | chosen | {"metric": chance.choice(("power_draw", "temperature"))},
+            )
         ask("GET", "utilization", params=wanted | {"group_by": chance.choice(("gpu", "node", "model", "none"))})
         ask("GET", "series", params=wanted | {"metric": "utilization", "namespace": "research"})
         ask("GET", "idle", params=wanted | {"threshold": chance.choice((0, 5, 100)), "at_least": "1m"})

@@ -28,8 +28,9 @@ from gpumon.server import sealer as sealer_module
 from gpumon.server import shelf as shelf_module
 from gpumon.server.accounts.cells import FINE
 from gpumon.server.database import DatabaseError
-from gpumon.server.desk import Desk
+from gpumon.server.desk import Desk, Place
 from gpumon.server.engine import Engine
+from gpumon.server.relations import Window
 from gpumon.server.retention import Policy
 from gpumon.server.sealing import worker
 from tests.samples import full_sample, pod
@@ -91,6 +92,7 @@ def answers(client: Client) -> list[Any]:
         client.get("/api/usage", params=RANGE),
         client.get("/api/ledger", params=RANGE | {"group_by": "pod"}),
         client.get("/api/utilization", params=RANGE),
+        client.get("/api/series", params=RANGE | {"metric": "power_draw", "step": "1h"}),
     ]
     assert [answer.status_code for answer in asked] == [200] * len(asked), [answer.text for answer in asked]
     return [answer.json()["data"] for answer in asked]
@@ -164,6 +166,7 @@ def folder_of(data: Path, day: date, kind: str) -> Path:
         ("raw", "samples.parquet"),
         ("raw", "readings.parquet"),
         ("cells", "fine.parquet"),
+        ("cells", "metrics.parquet"),
     ],
 )
 def test_a_flipped_byte_is_found_and_the_day_made_anew(tmp_path: Path, kind: str, name: str) -> None:
@@ -242,6 +245,30 @@ def test_of_the_last_part_of_a_range_there_are_fine_cells(tmp_path: Path) -> Non
                     "SELECT count(DISTINCT bucket) FROM fine_cells WHERE bucket >= $of", {"of": first}
                 )
                 assert cells == (end - first) / FINE
+
+
+def test_a_series_reads_rows_only_where_a_bucket_has_no_whole_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Window] = []
+    rows_in = Place.rows_in
+
+    def noted(place: Place, table: str, window: Window, columns: Sequence[str]) -> str:
+        looked.append(window)
+        return rows_in(place, table, window, columns)
+
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        monkeypatch.setattr(Place, "rows_in", noted)
+        wanted = {"metric": "utilization_gpu", "start": "2026-11-20T20:00:00Z", "end": "2026-11-21T03:10:00Z"}
+        found = client.get("/api/series", params=wanted | {"step": "6h"}).json()["data"]["points"]
+        assert [of.hour for of, _ in looked] == [2]  # and a few minutes
+        looked.clear()
+        assert client.get("/api/series", params=RANGE | {"metric": "power_draw", "step": "1d"}).status_code == 200
+        assert not looked
+        assert client.get("/api/series", params=wanted | {"step": "30m"}).status_code == 200
+        assert looked
+    assert [point["samples"] for point in found] == [145, 115]  # one stands for both sides of midnight
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from gpumon.clock import to_wire
+from gpumon.server.accounts import series
 from gpumon.server.accounts.buckets import FEW_POINTS, begins_of, buckets_of, edges_of, step_of
 from gpumon.server.accounts.ranges import Span, duration
+from gpumon.server.accounts.series import AGGREGATES
 from gpumon.server.accounts.slices import microseconds, utc
 from tests.samples import pod, sample
 from tests.server.conftest import Serve
@@ -77,6 +79,22 @@ def test_the_aggregate_of_two_gpus(serve: Serve, aggregate: str, expected: float
     post(client, at(10, power_draw=100.0), at(20, power_draw=200.0))
     post(client, at(10, power_draw=400.0, **other), at(20, power_draw=200.0, **other))
     assert ask(client, 30, "power_draw", aggregate=aggregate) == [expected]
+
+
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_it_makes_no_difference_in_how_many_pieces_the_rows_are_worked_on(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, aggregate: str, most: int
+) -> None:
+    client = serve()
+    long = {"interval_seconds": 4000.0}  # over several of the pieces, and buckets
+    post(client, *(at(60 * n * n, power_draw=100.0 + n) for n in range(1, 12)), at(7300, power_draw=70.0, **long))
+    post(client, *(at(700 * n, power_draw=300.0 + n, gpu_uuid="gpu-b", gpu_id=1, **long) for n in range(1, 11)))
+    wanted = {"step": "20m", "aggregate": aggregate}
+    whole = data(client, 7400, "power_draw", **wanted)
+    assert sum(point["samples"] for point in whole["points"]) > 22
+    monkeypatch.setattr(series, "MOST_SAMPLES", most)
+    assert data(client, 7400, "power_draw", **wanted) == whole
 
 
 @pytest.mark.parametrize(
@@ -203,6 +221,20 @@ def test_the_bucket_of_an_instant_is_reckoned(zone: str, step: str) -> None:
     begins = [microseconds(utc(edge)) for edge in edges]
     assert found == [(begins[n // 2], begins[n // 2 + 1], instant) for n, instant in enumerate(instants)]
     assert len(buckets.runs) <= 6
+
+
+def test_a_stretch_is_divided_by_the_samples_of_its_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series, "MOST_SAMPLES", 10)
+    begin = datetime(2026, 11, 20, 8)
+    hours = [begin + timedelta(hours=number) for number in range(5)]
+    counted = list(zip(hours, [4, 5, 7, 25, 1], strict=True))
+    cuts = [to for _, to in series.pieces_of((begin, hours[-1]), counted)]
+    assert cuts == [hours[2], hours[3], *(hours[3] + timedelta(minutes=n) for n in (20, 40)), hours[4]]
+    late = hours[3] + timedelta(minutes=30)
+    assert list(series.pieces_of((late, hours[-1]), counted)) == [
+        (late, hours[3] + timedelta(minutes=40)), (hours[3] + timedelta(minutes=40), hours[-1])
+    ]  # fmt: skip
+    assert list(series.pieces_of((begin, late), [])) == [(begin, late)]
 
 
 def test_weeks_begin_on_monday() -> None:

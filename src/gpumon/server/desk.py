@@ -16,6 +16,7 @@ from gpumon.server.accounts.desk import Coverage, Run
 from gpumon.server.accounts.plan import without
 from gpumon.server.accounts.slices import KNOWN_FOR
 from gpumon.server.database import Reading, Rows
+from gpumon.server.manifest import METRICS
 from gpumon.server.queries import Query
 from gpumon.server.readings import PLACE
 from gpumon.server.relations import SealedRaw, Window, quoted, rows_in
@@ -76,14 +77,27 @@ class Place:
         return rows_in(table, columns, [raw for raw in self._sealed if raw.day not in except_days], window)
 
     def places_in(self, window: Window) -> str:
-        """SQL for a relation with, at least, as what GPUs were known in their samples in a window (naive UTC). Of
-        the rollup by hour, which has every row."""
+        """SQL for a relation with, at least, as what GPUs were known in their samples in a window (naive UTC), by
+        hour, and in how many. Of the rollup by hour, which has every row."""
         of, to = window
         inside = f"last_at >= TIMESTAMP '{of}' AND first_at <= TIMESTAMP '{to}'"
-        kept = (
-            f"SELECT {', '.join(PLACE)} FROM {table} WHERE {inside}" for table in ("readings", "sealed_readings")
-        )
-        return f"({' UNION ALL '.join(kept)})"
+        selected = f"SELECT {', '.join(PLACE)}, utc_hour, rows FROM"
+        return f"({selected} readings WHERE {inside} UNION ALL {selected} sealed_readings WHERE {inside})"
+
+    def figures_in(self, start: datetime, end: datetime) -> tuple[list[datetime], str]:
+        """Which whole hours in [start, end), naive UTC, have figures of metrics, and SQL for where they are."""
+        folders = self._folders("metrics")
+        found = [
+            (bucket, folders[origin])
+            for bucket, origin in self.select(
+                "SELECT bucket, origin FROM rolled WHERE level = 'metrics' AND bucket >= $start AND until <= $end "
+                "ORDER BY bucket",
+                {"start": start, "end": end},
+            )
+            if origin in folders
+        ]
+        files = dict.fromkeys(quoted(f"{folder}/{METRICS}") for _, folder in found)
+        return [bucket for bucket, _ in found], f"read_parquet([{', '.join(files)}])"
 
     def counted(self, start: datetime, end: datetime) -> None:
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu in
@@ -132,7 +146,7 @@ class Place:
         edges = {start, start + KNOWN_FOR, end} | {instant for day in days for instant in day}
         parted = {edge - (edge - datetime.min) % HOUR for edge in edges if (edge - datetime.min) % HOUR}
         whole = _runs([hour for hour in hours if hour not in parted and hour + HOUR <= fine_from], HOUR)
-        folders = self._cell_folders()
+        folders = self._folders("cells")
         fine = [
             (bucket, origin)
             for of, to in without([(start, end)], whole)
@@ -150,9 +164,11 @@ class Place:
             days=[(of, to) for of, to in days],
         )
 
-    def _cell_folders(self) -> dict[str, str]:
-        """By origin, where the fine cells of sealed days are."""
-        return dict(self.select("SELECT strftime(day, '%Y%m%d'), cells FROM sealed WHERE cells IS NOT NULL"))
+    def _folders(self, column: str) -> dict[str, str]:
+        """By origin, where the fine cells of sealed days are, or the figures of their metrics."""
+        return dict(
+            self.select(f"SELECT strftime(day, '%Y%m%d'), {column} FROM sealed WHERE {column} IS NOT NULL")
+        )
 
     def _show_cells(self, folders: Sequence[str]) -> None:
         for name in ("day_cells", "hour_cells"):

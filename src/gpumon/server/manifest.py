@@ -3,8 +3,7 @@
     .gpumon/sealed/20261124/raw-1795541603000/     samples.parquet, pod_usage.parquet, latest.parquet: the rows;
                                                    readings.parquet: their rollup; manifest.json
     .gpumon/sealed/20261124/cells-1795541610000/   fine.parquet, hours.parquet, days.parquet: rollups of the
-    accounts;
-                                                   manifest.json
+                                                   accounts; metrics.parquet: of each metric; manifest.json
 
 A folder is written under a name that ends in `.new`, synced and renamed, so that one with a manifest is whole. The
 manifest says of which bytes of which CSV files it was made, and of each output its size and checksum. Of two
@@ -26,6 +25,7 @@ from gpumon.server.disk import replace_file, sync_file, sync_folder
 
 DAY_FORM: Final = "%Y%m%d"
 MANIFEST: Final = "manifest.json"
+METRICS: Final = "metrics.parquet"
 RAW_ROWS: Final = ("samples.parquet", "pod_usage.parquet", "latest.parquet")
 """What goes when retention deletes a day's rows; the rollup stays."""
 LOADED: Final = ("readings.parquet", "hours.parquet", "days.parquet")

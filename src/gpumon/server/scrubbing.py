@@ -87,3 +87,5 @@ class Scrubber:
                 log.error("sealed_accounts_damaged day=%s fault=%s: %s", day, wrong, _STORE_HAS)
                 if manifest.fault_of_cells(folder, only=("fine.parquet",)) is not None:
                     self._shelf.remove_fine(day)
+                if manifest.fault_of_cells(folder, only=(manifest.METRICS,)) is not None:
+                    self._shelf.remove_metrics(day)

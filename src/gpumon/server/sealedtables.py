@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 
-from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
+from gpumon.server.manifest import DAY_FORM, METRICS, CellsManifest, RawManifest
 from gpumon.server.readings import COLUMNS, added_up, levels_of
 from gpumon.server.relations import SEALABLE, hot, quoted
 from gpumon.server.store import Store
@@ -37,7 +37,7 @@ def put_in(store: Store, day: date, folder: Path, raw: RawManifest, cells: Path 
     store.execute(f"INSERT INTO sealed_hours BY NAME SELECT *, ? AS sealed FROM ({added_up(source, ())})", [day])
     store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
     store.execute(
-        "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO sealed VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)",
         [
             day, str(folder), raw.has_rows, None if cells is None else str(cells),
             raw.first_at, raw.last_at, raw.longest_interval, raw.unstated,
@@ -59,35 +59,48 @@ def put_cells_in(store: Store, day: date, folder: Path, cells: CellsManifest) ->
     """Takes a day's cells in, in place of what was rolled of it."""
     key = key_of(day)
     take_cells_out(store, day)
-    for level, runs, step in (("fine", cells.fine, "5 MINUTES"), ("hour", cells.hours, "1 HOUR")):
+    for level, runs in (("fine", cells.fine), ("hour", cells.hours)):
         for of, to in runs:
             store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
             store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
-            store.execute(
-                f"""
-                INSERT INTO rolled SELECT bucket, bucket + INTERVAL {step}, ?, ?
-                FROM (SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})) AS bucket)""",
-                [level, key, of, to],
-            )
+            _note_rolled(store, level, (of, to), key)
     for of, to in cells.hours:
         store.execute("INSERT INTO rolled VALUES (?, ?, 'day', ?)", [of, to, key])
+        if METRICS in cells.outputs:  # an earlier version made none
+            _note_rolled(store, "metrics", (of, to), key)
     for table, file in (("hour_cells", "hours"), ("day_cells", "days")):
         source = f"read_parquet({quoted(str(folder / f'{file}.parquet'))})"
         store.execute(f"INSERT INTO {table} BY NAME SELECT *, '{key}' AS origin FROM {source}")
-    store.execute("UPDATE sealed SET cells = ? WHERE day = ?", [str(folder), day])
+    metrics = str(folder) if METRICS in cells.outputs else None
+    store.execute("UPDATE sealed SET cells = ?, metrics = ? WHERE day = ?", [str(folder), metrics, day])
+
+
+def _note_rolled(store: Store, level: str, run: tuple[datetime, datetime], key: str) -> None:
+    step = "5 MINUTES" if level == "fine" else "1 HOUR"
+    store.execute(
+        f"""
+        INSERT INTO rolled SELECT bucket, bucket + INTERVAL {step}, ?, ?
+        FROM (SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})) AS bucket)""",
+        [level, key, *run],
+    )
 
 
 def take_cells_out(store: Store, day: date) -> None:
     """Takes a day's cells out."""
     for table in ("rolled", "hour_cells", "day_cells"):
         store.execute(f"DELETE FROM {table} WHERE origin = ?", [key_of(day)])
-    store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
+    store.execute("UPDATE sealed SET cells = NULL, metrics = NULL WHERE day = ?", [day])
 
 
 def take_fine_out(store: Store, day: date) -> None:
     """Has a day's fine cells, which are read from its folder, read no more; that there are some stays known, so
     that none are made of what is left of its rows."""
     store.execute("UPDATE sealed SET cells = NULL WHERE day = ?", [day])
+
+
+def take_metrics_out(store: Store, day: date) -> None:
+    """Has the figures of a day's metrics read no more."""
+    store.execute("UPDATE sealed SET metrics = NULL WHERE day = ?", [day])
 
 
 def forget_rows(store: Store, name: str) -> None:

@@ -30,6 +30,7 @@ from gpumon.server.sealedtables import (
     put_in,
     take_cells_out,
     take_fine_out,
+    take_metrics_out,
     take_out,
 )
 from gpumon.server.sources import is_given
@@ -261,6 +262,11 @@ class Shelf:
         """Has the cells of five minutes of a day read no more, in which something is damaged and which can't be
         made anew; those of hours are in the store. Raises DatabaseError."""
         take_fine_out(self._store, day)
+
+    def remove_metrics(self, day: date) -> None:
+        """The same of the figures of a day's metrics, which are read from their file alone. Raises
+        DatabaseError."""
+        take_metrics_out(self._store, day)
 
     def rows(self) -> dict[str, int]:
         """How many rows of each table there are, hot and sealed. Raises DatabaseError."""

@@ -43,8 +43,8 @@ _ROOM_BYTES: Final = 256 * 2**20
 
 _OWN_TABLES: Final = {
     "files": "name VARCHAR, size BIGINT, mtime_ns BIGINT, lines BIGINT, sealed BOOLEAN",
-    "sealed": "day DATE, folder VARCHAR, has_rows BOOLEAN, cells VARCHAR, first_at TIMESTAMP, last_at TIMESTAMP, "
-    "longest DOUBLE, unstated BOOLEAN",
+    "sealed": "day DATE, folder VARCHAR, has_rows BOOLEAN, cells VARCHAR, metrics VARCHAR, first_at TIMESTAMP, "
+    "last_at TIMESTAMP, longest DOUBLE, unstated BOOLEAN",
     "readings": f"{readings.CREATE}, file VARCHAR",
     "sealed_readings": f"{readings.CREATE}, sealed DATE",
     "sealed_hours": f"{readings.HOURS_CREATE}, sealed DATE",

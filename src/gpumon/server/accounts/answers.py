@@ -119,7 +119,7 @@ class Answers:
         length = buckets.step_of(step, span)
         edges = buckets.edges_of(span, length, self._zone)
         with self._reading() as reading:
-            rows = _select(reading, series.select_series(wanted, span, edges, reading, self._stale_after))
+            rows = series.ask(reading, wanted, span, edges, length, self._stale_after)
         return {"range": _range(span)} | series.series_of(rows, wanted, edges, length)
 
     def gpus(self, node: str | None) -> list[Answer]:

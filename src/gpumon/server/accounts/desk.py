@@ -52,7 +52,12 @@ class Reading(Protocol):
 
     def places_in(self, window: Run) -> str:
         """SQL for a relation with, at least, as what GPUs were known in their samples in a window, both ends
-        included: client_name, gpu_id, gpu_uuid, node, gpu_name; not distinct."""
+        included: client_name, gpu_id, gpu_uuid, node, gpu_name; and in which hour (`utc_hour`) in how many `rows`.
+        There may be several of a GPU and hour."""
+
+    def figures_in(self, start: datetime, end: datetime) -> tuple[list[datetime], str]:
+        """The whole hours of a stretch of time of which there are figures of the metrics (see `metrics`), by their
+        beginning, in order, and SQL for a relation that has them, and maybe those of other hours."""
 
     def rows_in(self, table: str, window: Run, columns: Sequence[str]) -> str:
         """SQL for a relation with at least the rows of `samples` or `pod_usage` in one window, of which both ends

@@ -7,24 +7,25 @@ reload, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gpumon.errors import QueryError
 from gpumon.model.field import Field
-from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
 from gpumon.server.accounts import slices
-from gpumon.server.accounts.buckets import begins_of, buckets_of
-from gpumon.server.accounts.desk import Reading, Run
+from gpumon.server.accounts.buckets import Buckets, begins_of, buckets_of
+from gpumon.server.accounts.cells import HOUR
+from gpumon.server.accounts.desk import Reading, Rows, Run
+from gpumon.server.accounts.metrics import GPU_METRICS, KEPT, is_counter, metrics_of
+from gpumon.server.accounts.plan import without
 from gpumon.server.accounts.ranges import Span
-from gpumon.server.queries import Query
 from gpumon.server.tables import POD_KEY
 
 AGGREGATES: Final = ("mean", "min", "max", "sum")
-_NOT_METRICS: Final = frozenset({"gpu_id", "interval_seconds"})
 _USER: Final = ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *POD_KEY, "owner_name")
 """Of a pod's row, beside the metric."""
 
@@ -32,14 +33,11 @@ _USER: Final = ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *POD_KEY, "ow
 _OF_PODS: Final = ("namespace", "pod", "owner_name")
 
 
-def _metrics(fields: Sequence[Field]) -> dict[str, Field]:
-    return {
-        field.name: field for field in fields if field.kind in {"int", "float"} and field.name not in _NOT_METRICS
-    }
+POD_METRICS: Final = metrics_of((*USE_FIELDS, POD_FIELDS[-1]))
 
-
-GPU_METRICS: Final = _metrics(FIELDS)
-POD_METRICS: Final = _metrics((*USE_FIELDS, POD_FIELDS[-1]))
+MOST_SAMPLES: Final = 500_000
+"""Of raw rows about so many are worked on at once, to bound the memory that it takes; of a counter all, since each
+needs the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,47 +76,51 @@ class Wanted:
         return there[self.metric]
 
 
-def select_series(
-    wanted: Wanted, span: Span, edges: Sequence[datetime], reading: Reading, stale_after: timedelta
-) -> Query:
-    """A row for each bucket that a reading touches: its number, the value, how many samples. Of raw rows."""
-    whole = (slices.utc(span.start), slices.utc(span.end))
+def ask(
+    reading: Reading,
+    wanted: Wanted,
+    span: Span,
+    edges: Sequence[datetime],
+    step: timedelta,
+    stale_after: timedelta,
+) -> Rows:
+    """A row for each bucket that a reading touches: its number, the value, how many samples. Of the figures that
+    are kept of whole hours, where a bucket has such, and else of raw rows, in pieces."""
     buckets = buckets_of(edges)
+    start, end = slices.utc(span.start), slices.utc(span.end)
+    sources, values = [], buckets.parameters | wanted.chosen | {"first": slices.microseconds(start)}
+    hours, kept = _whole_hours(wanted, span, edges, step, reading)
+    if hours:
+        sources.append(_of_hours(wanted, kept, buckets))
+        values |= {"hours": hours, "metric": wanted.metric}
+    left = without([(start, end)], [(hour, hour + HOUR) for hour in hours])
+    pieces = [piece for run in left for piece in _pieces(wanted, run, reading)]
+    for number, piece in enumerate(pieces):
+        sql, named = _of_rows(wanted, piece, buckets, reading, stale_after)
+        if len(pieces) == 1:
+            sources.append(sql)
+            values |= named
+            break
+        sql = (
+            f"INSERT INTO series_parts {sql}" if number else f"CREATE OR REPLACE TEMP TABLE series_parts AS {sql}"
+        )
+        reading.select(sql, slices.bound_values(sql, values | named))
+    if len(pieces) > 1:
+        sources.append("FROM series_parts")
     value = {
         "mean": "sum(weighed) / sum(weight)",
         "min": "min(low)",
         "max": "max(high)",
         "sum": "sum(weighed / weight)",
     }[wanted.aggregate]
-    place = [column for column in slices.PLACE if column in wanted.chosen]
-    if wanted.of_pods:
-        told, carried = "NULL AS value", ("sample", "gpu", "source", "sampled_at", *place)
-    else:
-        told, carried = f"{wanted.field().name} AS value", ("gpu", "sampled_at", "value", *place)
-    cuts = [cut for window in slices.windows_of([whole], reading.reach) for cut in _cuts(wanted, window, reading)]
     sql = f"""
-        WITH cell_ticks AS NOT MATERIALIZED ({slices.ticks(cuts, told)}),
-        spans AS NOT MATERIALIZED (
-            SELECT *, greatest(moment - whole, $lower) AS begins, least(moment, $upper) AS ends
-            FROM ({slices.stands(carried)}) WHERE moment - whole < $upper AND moment > $lower
-        ),
-        {_readings(wanted, cuts)},
-        touched AS (
-            SELECT *, unnest(range({buckets.at("begins")}, {buckets.at("(ends - 1)")} + 1)) AS bucket
-            FROM readings WHERE value IS NOT NULL
-        ),
-        by_subject AS (
-            SELECT bucket, sum(value * seconds) AS weighed, sum(seconds) AS weight, min(value) AS low,
-                   max(value) AS high, count(*) AS samples
-            FROM (SELECT *, (least(ends, {buckets.upper("bucket")}) - greatest(begins, {buckets.lower("bucket")}))
-                            / 1e6 AS seconds
-                  FROM touched)
-            GROUP BY bucket, subject
+        WITH by_subject AS (
+            SELECT bucket, sum(weighed) AS weighed, sum(weight) AS weight, min(low) AS low, max(high) AS high,
+                   sum(samples) AS samples
+            FROM ({" UNION ALL BY NAME ".join(f"({source})" for source in sources)}) GROUP BY bucket, subject
         )
         SELECT bucket, {value}, CAST(sum(samples) AS BIGINT) FROM by_subject GROUP BY bucket ORDER BY bucket"""
-    values = {"lower": slices.microseconds(whole[0]), "upper": slices.microseconds(whole[1])}
-    values |= buckets.parameters | wanted.chosen | slices.parameters([whole], cuts, stale_after)
-    return slices.bound(sql, values)
+    return reading.answer(sql, slices.bound_values(sql, values))
 
 
 def series_of(
@@ -133,11 +135,96 @@ def series_of(
         points.append({"t": begin, "value": value, "samples": samples})
     return {
         "metric": field.name,
-        "unit": f"{field.unit}/s" if _is_counter(field) else field.unit,
+        "unit": f"{field.unit}/s" if is_counter(field) else field.unit,
         "aggregate": wanted.aggregate,
         "step_seconds": step.total_seconds(),
         "points": points,
     }
+
+
+def _whole_hours(
+    wanted: Wanted, span: Span, edges: Sequence[datetime], step: timedelta, reading: Reading
+) -> tuple[list[datetime], str]:
+    """The hours, in order, that lie in one bucket and have figures, and where these are."""
+    if wanted.of_pods or wanted.metric not in KEPT or step < HOUR:
+        return [], ""
+    hours, kept = reading.figures_in(slices.utc(span.start), slices.utc(span.end))
+    parted = {edge - (edge - datetime.min) % HOUR for edge in map(slices.utc, edges) if edge.minute or edge.second}
+    return [hour for hour in hours if hour not in parted], kept
+
+
+def _of_hours(wanted: Wanted, kept: str, buckets: Buckets) -> str:
+    """SQL for what each GPU has of each bucket, of the figures of hours. A sample is counted in the first hour of
+    a bucket that it stands for."""
+    chosen = _conditions(wanted.chosen)
+    return f"""
+        SELECT {buckets.at("hour")} AS bucket, hash({slices.GPU_KEY}) AS subject, weighed, weight, low, high,
+               CASE WHEN hour = greatest({buckets.lower("bucket")}, $first) THEN samples ELSE begun END AS samples
+        FROM (SELECT * EXCLUDE (bucket) REPLACE (coalesce(node, client_name) AS node), epoch_us(bucket) AS hour
+              FROM {kept} SEMI JOIN (SELECT unnest($hours) AS bucket) USING (bucket) WHERE metric = $metric)
+        WHERE {chosen}"""
+
+
+def _pieces(wanted: Wanted, run: Run, reading: Reading) -> Iterator[Run]:
+    """A stretch of time, divided so that memory is enough for each part's rows of the GPUs in question."""
+    if wanted.of_pods or is_counter(wanted.field()):
+        return iter([run])
+    known = _known_as(reading.places_in(run))
+    sql = f"SELECT utc_hour, sum(rows) FROM ({known}) WHERE {_conditions(wanted.chosen)} GROUP BY ALL ORDER BY ALL"
+    return pieces_of(run, reading.select(sql, wanted.chosen))
+
+
+def pieces_of(run: Run, samples: Iterable[tuple[datetime, int]]) -> Iterator[Run]:
+    """A stretch of time, divided so that no part has many more samples than MOST_SAMPLES, of which there are so
+    many in which hours, in order."""
+    begin, end = run
+    together = 0.0
+    for hour, rows in samples:
+        if together + rows <= MOST_SAMPLES:
+            together += rows
+            continue
+        parts = math.ceil(rows / MOST_SAMPLES)
+        for cut in (hour + HOUR * part / parts for part in range(parts)):
+            if begin < cut < end:
+                yield begin, cut
+                begin = cut
+        together = rows / parts
+    yield begin, end
+
+
+def _of_rows(
+    wanted: Wanted, piece: Run, buckets: Buckets, reading: Reading, stale_after: timedelta
+) -> tuple[str, dict[str, Any]]:
+    """SQL for what each subject has of each bucket, of a piece's raw rows, and its values."""
+    place = [column for column in slices.PLACE if column in wanted.chosen]
+    if wanted.of_pods:
+        told, carried = "NULL AS value", ("sample", "gpu", "source", "sampled_at", *place)
+    else:
+        told, carried = f"{wanted.field().name} AS value", ("gpu", "sampled_at", "value", *place)
+    cuts = [cut for window in slices.windows_of([piece], reading.reach) for cut in _cuts(wanted, window, reading)]
+    sql = f"""
+        WITH cell_ticks AS NOT MATERIALIZED ({slices.ticks(cuts, told)}),
+        spans AS NOT MATERIALIZED (
+            SELECT * EXCLUDE (whole), moment - whole AS since, greatest(since, $lower) AS begins,
+                   least(moment, $upper) AS ends
+            FROM ({slices.stands(carried)}) WHERE moment - whole < $upper AND moment > $lower
+        ),
+        {_readings(wanted, cuts)},
+        touched AS (
+            SELECT *, unnest(range({buckets.at("begins")}, {buckets.at("(ends - 1)")} + 1)) AS bucket
+            FROM readings WHERE value IS NOT NULL
+        ),
+        parted AS (
+            SELECT * REPLACE (CAST(value AS DOUBLE) AS value), {buckets.lower("bucket")} AS edge,
+                   greatest(edge, $lower) AS of,
+                   (least(ends, {buckets.upper("bucket")}) - greatest(begins, of)) / 1e6 AS seconds
+            FROM touched
+        )
+        SELECT bucket, subject, sum(value * seconds) AS weighed, sum(seconds) AS weight, min(value) AS low,
+               max(value) AS high, count(*) FILTER (since >= of OR of = greatest(edge, $first)) AS samples
+        FROM parted GROUP BY bucket, subject"""
+    values = {"lower": slices.microseconds(piece[0]), "upper": slices.microseconds(piece[1])}
+    return sql, values | slices.parameters([piece], cuts, stale_after)
 
 
 def _cuts(wanted: Wanted, window: Run, reading: Reading) -> list[slices.Cut]:
@@ -162,12 +249,16 @@ def _of_gpus(wanted: Wanted, window: Run, reading: Reading) -> list[tuple[str, d
         told = reading.rows_in("pod_usage", window, ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *chosen))
         known = f"SELECT * FROM {told} WHERE sampled_at >= $of AND sampled_at <= $to"
     else:
-        known = f"SELECT * REPLACE (coalesce(node, client_name) AS node) FROM {reading.places_in(window)}"
+        known = _known_as(reading.places_in(window))
     sql = f"""
         SELECT gpu_uuid IS NOT NULL AS has_uuid, list(DISTINCT {slices.GPU_KEY} ORDER BY {slices.GPU_KEY})
         FROM ({known}) WHERE {_conditions(chosen)} GROUP BY has_uuid"""
     found = reading.select(sql, slices.bound_values(sql, chosen | {"of": window[0], "to": window[1]}))
     return [slices.of_gpus(keys, has_uuid=has, named=f"gpu_{has:d}") for has, keys in found] or [("FALSE", {})]
+
+
+def _known_as(places: str) -> str:
+    return f"SELECT * REPLACE (coalesce(node, client_name) AS node) FROM {places}"
 
 
 def _conditions(chosen: Iterable[str]) -> str:
@@ -179,14 +270,14 @@ def _readings(wanted: Wanted, cuts: Sequence[slices.Cut]) -> str:
     field = wanted.field()
     conditions = _conditions(wanted.chosen)
     value = "value"
-    if _is_counter(field):
+    if is_counter(field):
         seconds = "date_diff('us', lag(sampled_at) OVER earlier, sampled_at) / 1e6"
         before = "lag(value) OVER earlier"
         value = f"CASE WHEN value >= {before} THEN (value - {before}) / ({seconds}) END"
     if not wanted.of_pods:
         return f"""
         readings AS (
-            SELECT gpu AS subject, begins, ends, {value} AS value
+            SELECT gpu AS subject, since, begins, ends, {value} AS value
             FROM spans WHERE {conditions} WINDOW earlier AS (PARTITION BY gpu ORDER BY sampled_at)
         )"""
     told = slices.rows(
@@ -196,19 +287,15 @@ def _readings(wanted: Wanted, cuts: Sequence[slices.Cut]) -> str:
     )
     return f"""
         told AS MATERIALIZED (
-            SELECT sample, gpu, begins, ends, told.*
+            SELECT sample, gpu, since, begins, ends, told.*
             FROM ({told}) AS told
-            JOIN (SELECT * EXCLUDE (moment, whole, total) FROM spans) AS spans
+            JOIN (SELECT * EXCLUDE (moment, total) FROM spans) AS spans
             USING (source, sampled_at)
             WHERE {conditions}
         ),
         readings AS (
-            SELECT dense_rank() OVER (ORDER BY gpu, mig_uuid, namespace, pod, container) AS subject, begins, ends,
+            SELECT hash(gpu, mig_uuid, namespace, pod, container) AS subject, since, begins, ends,
                    {value} AS value
             FROM told
             WHERE row_id IN (SELECT max(row_id) FROM told GROUP BY sample, {", ".join(POD_KEY)})
         )"""
-
-
-def _is_counter(field: Field) -> bool:
-    return field.metric is not None and field.metric.counter

@@ -1,4 +1,5 @@
-"""Seals the accounts of a day: its fine cells, hour by hour, the hours made of them, and the day made of these.
+"""Seals the accounts of a day: its fine cells, hour by hour, the hours made of them, and the day made of these;
+and the figures of its metrics.
 
 Beside the day's sealed rows there are, in the folder that it writes to, `other_samples.parquet` and
 `other_pod_usage.parquet`: the rows around the day, and those in it that are not sealed in it.
@@ -6,23 +7,26 @@ Beside the day's sealed rows there are, in the folder that it writes to, `other_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from gpumon.server.accounts import metrics
 from gpumon.server.accounts.cells import CREATE_CELLS, FINE, HOUR
 from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.hourly import hours_of, whole_of
-from gpumon.server.accounts.rolling import Execute, parts_of, roll
+from gpumon.server.accounts.rolling import parts_of, roll
 from gpumon.server.database import Database, DatabaseError, Rows
-from gpumon.server.manifest import MANIFEST, CellsManifest, outputs_of
+from gpumon.server.manifest import MANIFEST, METRICS, CellsManifest, outputs_of
 from gpumon.server.relations import SEALABLE, quoted, sealed_rows
 from gpumon.server.sealing.sorting import ROW_GROUP
 
-_FORM: Final = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}"
+_FORM: Final = "FORMAT parquet, COMPRESSION zstd"
+_METRICS_ROW_GROUP: Final = 12_288
+"""Each question is about one metric, which has so many rows in a day of 512 GPUs."""
 
 
 class CellsJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="cells"):
@@ -84,23 +88,31 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
         execute(f"CREATE VIEW {table.name} AS {sealed_rows(table.columns, files)}")
     for name in ("fine", "hours", "days"):
         execute(f"CREATE TABLE {name} {CREATE_CELLS}")
+    execute(f"CREATE TABLE metrics {metrics.CREATE}")
     buckets, hours = runs_within(job.begin, job.end)
+    reach, stale_after = timedelta(seconds=job.reach), timedelta(seconds=job.stale_after)
     for part in parts_of(execute, buckets):
-        _roll(execute, job, part)
+        _halving(lambda some: roll(execute, some, reach, stale_after, "fine"), part)
+        _halving(lambda some: metrics.add_figures(execute, some, reach, stale_after, "metrics"), part)
     hours_of(execute, hours, "fine", "hours")
     if hours:
         whole_of(execute, (hours[0][0], hours[-1][1]), "hours", "days")
     for name in ("fine", "hours", "days"):  # as they were made: in the order of time, nearly
-        execute(f"COPY {name} TO {quoted(str(folder / f'{name}.parquet'))} ({_FORM})")
+        execute(f"COPY {name} TO {quoted(str(folder / f'{name}.parquet'))} ({_FORM}, ROW_GROUP_SIZE {ROW_GROUP})")
+    execute(
+        f"COPY ({metrics.figures('metrics')}) TO {quoted(str(folder / METRICS))} "
+        f"({_FORM}, ROW_GROUP_SIZE {_METRICS_ROW_GROUP})"
+    )
 
 
-def _roll(execute: Execute, job: CellsJob, buckets: Sequence[Run]) -> None:
-    """How much memory it takes depends on who shares what: where it is not enough, half of it at a time."""
+def _halving(step: Callable[[Sequence[Run]], None], buckets: Sequence[Run]) -> None:
+    """How much memory a step takes depends on who shares what: where it is not enough, half of the buckets at a
+    time."""
     try:
-        roll(execute, buckets, timedelta(seconds=job.reach), timedelta(seconds=job.stale_after), "fine")
+        step(buckets)
     except DatabaseError as error:
         if not error.out_of_memory or len(buckets) == 1:
             raise
         half = len(buckets) // 2
-        _roll(execute, job, buckets[:half])
-        _roll(execute, job, buckets[half:])
+        _halving(step, buckets[:half])
+        _halving(step, buckets[half:])
