@@ -4,7 +4,8 @@ disposable.
     hot_samples, hot_pod_usage   rows of days that are not sealed, and late ones of sealed days, with their file
     pod_labels                   all labels
     files                        how much of which CSV file is in, hot or sealed
-    sealed                       the days whose rows are in Parquet files; see `shelf`
+    sealed                       the days whose rows are in Parquet files; see `shelf`. The figures of metrics by
+                                 hour are in a file beside these
     readings                     rollup of the rows that are not sealed, for the old program's questions
     sealed_readings, sealed_hours, levels   the same of sealed days; see `readings`
     fine_cells, hour_cells, day_cells   rollups of the accounts; see `rolling`

@@ -7,6 +7,7 @@ slices         SQL: the seconds that each sample stands for
 claims         SQL: whose those seconds are; every wall second in exactly one part
 cells          the shape of what is kept of that: the accounts of one bucket of time
 rolling        makes cells of raw rows, and hourly coarser ones of finer ones
+metrics        SQL: what samples say of each metric, by hour
 plan           which cells and which raw rows answer for a range
 gathering      the cells of a range, with those that are made for the question
 groups         SQL: by whom they are added up
