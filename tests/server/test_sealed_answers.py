@@ -200,12 +200,13 @@ def everything(
         )
         for step in ("1h", "6h", "1d"):
             chosen = chance.choice(({}, {"node": "node-1"}, {"client_name": "old-node"}, {"gpu_uuid": "GPU-0"}))
-            how = {"step": step, "aggregate": chance.choice(AGGREGATES)}
-            ask(
-                "GET",
-                "series",
-                params=wanted | how | chosen | {"metric": chance.choice(("power_draw", "temperature"))},
-            )
+            pods = chance.choice(({"namespace": "research"}, {"owner": "job-1"}, {"pod": "p1-0"}))
+            for of in (
+                chosen | {"metric": chance.choice(("power_draw", "temperature"))},
+                chosen | pods | {"metric": chance.choice(("utilization", "memory_used", "gpu_share"))},
+            ):
+                how = {"step": step, "aggregate": chance.choice(AGGREGATES)}
+                ask("GET", "series", params=wanted | how | of)
         ask("GET", "utilization", params=wanted | {"group_by": chance.choice(("gpu", "node", "model", "none"))})
         ask("GET", "series", params=wanted | {"metric": "utilization", "namespace": "research"})
         ask("GET", "idle", params=wanted | {"threshold": chance.choice((0, 5, 100)), "at_least": "1m"})

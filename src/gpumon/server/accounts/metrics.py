@@ -1,24 +1,27 @@
-"""What samples say of each metric of a GPU, by hour; as SQL. Kept of sealed days, so that a series over months
-reads no rows, and is there when they are deleted.
+"""What samples say of each metric of a GPU, and of its users, by hour; as SQL. Kept of sealed days, so that a
+series over months reads no rows, and is there when they are deleted.
 
-A figure is of one hour of UTC, one GPU as it is known at a place, and one metric: what the samples that stand for
-any of the hour's seconds come to. Counters have none: an increase needs the sample before, however far it is.
+A figure is of one hour of UTC, one GPU as it is known at a place, or one user of it, and one metric: what the
+samples that stand for any of the hour's seconds come to. Counters have none: an increase needs the sample before,
+however far it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
 from gpumon.model.field import Field
 from gpumon.model.fields import FIELDS
+from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
 from gpumon.server.accounts import slices
 from gpumon.server.accounts.cells import HOUR
 from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.rolling import Execute, by_name, cuts_of
 from gpumon.server.accounts.slices import PLACE
+from gpumon.server.tables import POD_KEY
 
 _NOT_METRICS: Final = frozenset({"gpu_id", "interval_seconds"})
 
@@ -36,8 +39,18 @@ def is_counter(field: Field) -> bool:
 
 
 GPU_METRICS: Final = metrics_of(FIELDS)
-KEPT: Final = tuple(name for name, field in GPU_METRICS.items() if not is_counter(field))
-"""Of which there are figures."""
+POD_METRICS: Final = metrics_of((*USE_FIELDS, POD_FIELDS[-1]))
+
+USER: Final = ("mig_uuid", "namespace", "pod", "container", "owner_name")
+"""By what users are told apart, and asked for."""
+
+
+def _kept(metrics: Mapping[str, Field]) -> tuple[str, ...]:
+    return tuple(name for name, field in metrics.items() if not is_counter(field))
+
+
+KEPT: Final = {False: _kept(GPU_METRICS), True: _kept(POD_METRICS)}
+"""Of which metrics there are figures: of GPUs, and of users (`of_user`)."""
 
 _FIGURES: Final = {
     "weighed": "DOUBLE", "weight": "DOUBLE", "low": "DOUBLE", "high": "DOUBLE", "samples": "BIGINT",
@@ -46,24 +59,22 @@ _FIGURES: Final = {
 """The sum of the readings by the seconds that each stands for in the hour, and of these seconds; the extremes; how
 many samples there are, and how many of them stand for nothing before the hour."""
 
-COLUMNS: Final = ("bucket", *PLACE, "metric", *_FIGURES)
-CREATE: Final = "(" + ", ".join(
-    f"{name} {kind}"
-    for name, kind in {
-        "bucket": "TIMESTAMP",
-        **{name: "BIGINT" if name == "gpu_id" else "VARCHAR" for name in PLACE},
-        "metric": "VARCHAR",
-        **_FIGURES,
-    }.items()
-) + ")"  # fmt: skip
+_KEYS: Final = ("of_user", *PLACE, *USER, "metric")
+_KINDS: Final = {"bucket": "TIMESTAMP", "of_user": "BOOLEAN", "gpu_id": "BIGINT", **_FIGURES}
+_COLUMNS: Final = {name: _KINDS.get(name, "VARCHAR") for name in ("bucket", *_KEYS, *_FIGURES)}
+CREATE: Final = f"({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
 """For CREATE TABLE."""
 
-_OF_METRIC: Final = ", ".join(
-    f"{{'metric': '{name}', 'weighed': sum({name} * seconds), 'weight': sum(seconds) FILTER ({name} IS NOT NULL), "
-    f"'low': CAST(min({name}) AS DOUBLE), 'high': CAST(max({name}) AS DOUBLE), 'samples': count({name}), "
-    f"'begun': count({name}) FILTER (begun)}}"
-    for name in KEPT
-)
+
+def _figures_of(metrics: Iterable[str]) -> str:
+    of_each = ", ".join(
+        f"{{'metric': '{name}', 'weighed': sum({name} * seconds), "
+        f"'weight': sum(seconds) FILTER ({name} IS NOT NULL), 'low': CAST(min({name}) AS DOUBLE), "
+        f"'high': CAST(max({name}) AS DOUBLE), 'samples': count({name}), "
+        f"'begun': count({name}) FILTER (begun)}}"
+        for name in metrics
+    )
+    return f"unnest([{of_each}], max_depth := 2)"
 
 
 def add_figures(
@@ -72,35 +83,50 @@ def add_figures(
     """Adds the figures of some disjoint stretches of time to a table that `figures` makes whole hours of. The
     samples, a relation of that name, have to be there as for `rolling.roll`."""
     parts = [part for stretch in buckets for part in _by_hours(stretch)]
-    cuts = cuts_of(slices.windows_of(parts, reach), {"samples": (*slices.TICK_COLUMNS, *KEPT)}, by_name)
+    columns = {
+        "samples": (*slices.TICK_COLUMNS, *KEPT[False]),
+        "pod_usage": tuple(dict.fromkeys([*slices.SOURCE_COLUMNS, *POD_KEY, *USER, *KEPT[True]])),
+    }
+    cuts = cuts_of(slices.windows_of(parts, reach), columns, by_name)
     values = slices.parameters(parts, cuts, stale_after)
+    user = ", ".join(dict.fromkeys([*POD_KEY, *USER, *KEPT[True]]))
+    told = slices.rows("pod_usage", f"row_id, {slices.SOURCE} AS source, sampled_at, {user}", cuts)
+    place, named = ", ".join(PLACE), ", ".join(USER)
     sql = f"""
         INSERT INTO {into} BY NAME
-        WITH cell_ticks AS MATERIALIZED ({slices.ticks(cuts, ", ".join(KEPT))}),
-        spans AS (
+        WITH cell_ticks AS MATERIALIZED ({slices.ticks(cuts, ", ".join(KEPT[False]))}),
+        spans AS MATERIALIZED (
             SELECT sample, lower, (least(moment, upper) - greatest(moment - whole, lower)) / 1e6 AS seconds,
                    moment - whole >= lower AS begun
             FROM ({slices.stands()}) JOIN ({slices.INTERVALS}) ON moment - whole < upper AND moment > lower
         ),
-        told AS (
-            SELECT lower, {", ".join(f"any_value({name}) AS {name}" for name in PLACE)}, [{_OF_METRIC}] AS figures
-            FROM spans JOIN cell_ticks USING (sample) GROUP BY lower, place
+        users AS MATERIALIZED (
+            SELECT told.*, sample, place, {place}
+            FROM ({told}) AS told
+            JOIN (SELECT sample, place, {place}, source, sampled_at FROM cell_ticks
+                  WHERE sample IN (SELECT sample FROM spans)) AS ticks USING (source, sampled_at)
         )
-        SELECT make_timestamp(lower) AS bucket, {", ".join(PLACE)}, unnest(figures, max_depth := 2) FROM told"""
+        SELECT make_timestamp(lower) AS bucket, false AS of_user, {place}, {_figures_of(KEPT[False])}
+        FROM spans JOIN cell_ticks USING (sample) GROUP BY lower, {place}
+        UNION ALL BY NAME
+        SELECT make_timestamp(lower) AS bucket, true AS of_user, {place}, {named}, {_figures_of(KEPT[True])}
+        FROM spans JOIN users USING (sample)
+        WHERE row_id IN (SELECT max(row_id) FROM users GROUP BY sample, {", ".join(POD_KEY)})
+        GROUP BY lower, {place}, {named}"""
     execute(sql, slices.bound_values(sql, values))
 
 
 def figures(parts: str) -> str:
     """SQL for the figures by whole hours, of a relation to which `add_figures` added. By metric first: that is
     what is asked for."""
-    named = ", ".join(PLACE)
+    keys = ", ".join(_KEYS)
     return f"""
-        SELECT hour AS bucket, {named}, metric, sum(weighed) AS weighed, sum(weight) AS weight, min(low) AS low,
+        SELECT hour AS bucket, {keys}, sum(weighed) AS weighed, sum(weight) AS weight, min(low) AS low,
                max(high) AS high,
                CAST(sum(CASE WHEN bucket = hour THEN samples ELSE begun END) AS BIGINT) AS samples,
                CAST(sum(begun) AS BIGINT) AS begun
         FROM (SELECT *, date_trunc('hour', bucket) AS hour FROM {parts} WHERE samples > 0)
-        GROUP BY hour, {named}, metric ORDER BY metric, client_name, gpu_id, hour"""
+        GROUP BY hour, {keys} ORDER BY of_user, metric, client_name, gpu_id, hour"""
 
 
 def _by_hours(stretch: Run) -> list[Run]:

@@ -15,25 +15,25 @@ from typing import Any, Final
 
 from gpumon.errors import QueryError
 from gpumon.model.field import Field
-from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
 from gpumon.server.accounts import slices
 from gpumon.server.accounts.buckets import Buckets, begins_of, buckets_of
 from gpumon.server.accounts.cells import HOUR
 from gpumon.server.accounts.desk import Reading, Rows, Run
-from gpumon.server.accounts.metrics import GPU_METRICS, KEPT, is_counter, metrics_of
+from gpumon.server.accounts.metrics import GPU_METRICS, KEPT, POD_METRICS, is_counter
 from gpumon.server.accounts.plan import without
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.tables import POD_KEY
 
 AGGREGATES: Final = ("mean", "min", "max", "sum")
-_USER: Final = ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *POD_KEY, "owner_name")
+_USER: Final = (*slices.SOURCE_COLUMNS, *POD_KEY, "owner_name")
 """Of a pod's row, beside the metric."""
 
 
+_POD: Final = "hash(gpu, mig_uuid, namespace, pod, container)"
+"""SQL for what a series of pods is of: a container on a GPU."""
+
 _OF_PODS: Final = ("namespace", "pod", "owner_name")
 
-
-POD_METRICS: Final = metrics_of((*USE_FIELDS, POD_FIELDS[-1]))
 
 MOST_SAMPLES: Final = 500_000
 """Of raw rows about so many are worked on at once, to bound the memory that it takes; of a counter all, since each
@@ -92,7 +92,7 @@ def ask(
     hours, kept = _whole_hours(wanted, span, edges, step, reading)
     if hours:
         sources.append(_of_hours(wanted, kept, buckets))
-        values |= {"hours": hours, "metric": wanted.metric}
+        values |= {"hours": hours, "metric": wanted.metric, "of_user": wanted.of_pods}
     left = without([(start, end)], [(hour, hour + HOUR) for hour in hours])
     pieces = [piece for run in left for piece in _pieces(wanted, run, reading)]
     for number, piece in enumerate(pieces):
@@ -146,7 +146,7 @@ def _whole_hours(
     wanted: Wanted, span: Span, edges: Sequence[datetime], step: timedelta, reading: Reading
 ) -> tuple[list[datetime], str]:
     """The hours, in order, that lie in one bucket and have figures, and where these are."""
-    if wanted.of_pods or wanted.metric not in KEPT or step < HOUR:
+    if wanted.metric not in KEPT[wanted.of_pods] or step < HOUR:
         return [], ""
     hours, kept = reading.figures_in(slices.utc(span.start), slices.utc(span.end))
     parted = {edge - (edge - datetime.min) % HOUR for edge in map(slices.utc, edges) if edge.minute or edge.second}
@@ -156,22 +156,25 @@ def _whole_hours(
 def _of_hours(wanted: Wanted, kept: str, buckets: Buckets) -> str:
     """SQL for what each GPU has of each bucket, of the figures of hours. A sample is counted in the first hour of
     a bucket that it stands for."""
-    chosen = _conditions(wanted.chosen)
+    subject = _POD if wanted.of_pods else "gpu"
     return f"""
-        SELECT {buckets.at("hour")} AS bucket, hash({slices.GPU_KEY}) AS subject, weighed, weight, low, high,
+        SELECT {buckets.at("hour")} AS bucket, {subject} AS subject, weighed, weight, low, high,
                CASE WHEN hour = greatest({buckets.lower("bucket")}, $first) THEN samples ELSE begun END AS samples
-        FROM (SELECT * EXCLUDE (bucket) REPLACE (coalesce(node, client_name) AS node), epoch_us(bucket) AS hour
-              FROM {kept} SEMI JOIN (SELECT unnest($hours) AS bucket) USING (bucket) WHERE metric = $metric)
-        WHERE {chosen}"""
+        FROM (SELECT * EXCLUDE (bucket) REPLACE (coalesce(node, client_name) AS node), epoch_us(bucket) AS hour,
+                     hash({slices.GPU_KEY}) AS gpu
+              FROM {kept} SEMI JOIN (SELECT unnest($hours) AS bucket) USING (bucket)
+              WHERE of_user = $of_user AND metric = $metric)
+        WHERE {_conditions(wanted.chosen)}"""
 
 
 def _pieces(wanted: Wanted, run: Run, reading: Reading) -> Iterator[Run]:
     """A stretch of time, divided so that memory is enough for each part's rows of the GPUs in question."""
-    if wanted.of_pods or is_counter(wanted.field()):
+    if is_counter(wanted.field()):
         return iter([run])
+    chosen = {column: value for column, value in wanted.chosen.items() if column in slices.PLACE}
     known = _known_as(reading.places_in(run))
-    sql = f"SELECT utc_hour, sum(rows) FROM ({known}) WHERE {_conditions(wanted.chosen)} GROUP BY ALL ORDER BY ALL"
-    return pieces_of(run, reading.select(sql, wanted.chosen))
+    sql = f"SELECT utc_hour, sum(rows) FROM ({known}) WHERE {_conditions(chosen)} GROUP BY ALL ORDER BY ALL"
+    return pieces_of(run, reading.select(sql, chosen))
 
 
 def pieces_of(run: Run, samples: Iterable[tuple[datetime, int]]) -> Iterator[Run]:
@@ -294,7 +297,7 @@ def _readings(wanted: Wanted, cuts: Sequence[slices.Cut]) -> str:
             WHERE {conditions}
         ),
         readings AS (
-            SELECT hash(gpu, mig_uuid, namespace, pod, container) AS subject, since, begins, ends,
+            SELECT {_POD} AS subject, since, begins, ends,
                    {value} AS value
             FROM told
             WHERE row_id IN (SELECT max(row_id) FROM told GROUP BY sample, {", ".join(POD_KEY)})

@@ -42,6 +42,9 @@ PLACE_HASH: Final = "hash(client_name, gpu_id, gpu_uuid, gpu_name, coalesce(node
 SOURCE: Final = "hash(client_name, gpu_id, gpu_uuid)"
 """SQL for who told of a GPU: by this and the instant a user's row belongs to its sample."""
 
+SOURCE_COLUMNS: Final = ("client_name", "gpu_id", "gpu_uuid", "sampled_at")
+"""What SOURCE, and a join by it, takes of a row."""
+
 TICK_COLUMNS: Final = (
     "client_name", "gpu_id", "gpu_uuid", "gpu_name", "node", "sampled_at", "interval_seconds",
 )  # fmt: skip
