@@ -26,13 +26,16 @@ from gpumon.server import manifest
 from gpumon.server import rolling as rolling_module
 from gpumon.server import sealer as sealer_module
 from gpumon.server import shelf as shelf_module
+from gpumon.server.accounts import rolling
 from gpumon.server.accounts.cells import FINE
+from gpumon.server.accounts.rolling import Part
 from gpumon.server.database import DatabaseError
 from gpumon.server.desk import Desk, Place
 from gpumon.server.engine import Engine
 from gpumon.server.relations import Window
 from gpumon.server.retention import Policy
 from gpumon.server.sealing import worker
+from gpumon.server.sealing.cells import _halving
 from tests.samples import full_sample, pod
 from tests.server.test_sealed_answers import NEVER, Client, differences, served
 from tests.server.test_store import SEED, old_line
@@ -272,13 +275,13 @@ def test_a_series_reads_rows_only_where_a_bucket_has_no_whole_hours(
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
-    folder = tmp_path / "a$b's $start"
-    folder.mkdir()
+    folder = tmp_path / "a$b's $start" / "metric=x"
+    folder.mkdir(parents=True)
     with served(folder, "UTC", NOW) as (client, engine):
         filled(client, engine)
         part = {"start": "2026-11-20T20:02:10Z", "end": "2026-11-21T03:31:10Z"}
         for path in ("ledger", "usage", "series", "idle", "export"):
-            words = {"series": {"metric": "power_draw"}, "export": {"format": "csv"}}.get(path, {})
+            words = {"series": {"metric": "power_draw", "step": "1h"}, "export": {"format": "csv"}}.get(path, {})
             answer = client.get(f"/api/{path}", params=part | words)
             assert answer.status_code == 200, answer.text
 
@@ -515,6 +518,101 @@ def test_rollups_that_nobody_could_make_again_are_answered_from_while_the_store_
     assert folder_of(tmp_path, DAYS[0], kind).exists()
 
 
+def test_a_bucket_with_more_rows_than_are_rolled_at_once_is_divided_by_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_gpus = [
+        row | {"gpu_id": gpu, "gpu_uuid": f"GPU-{gpu}", "attribution_note": "the kubelet could not be asked"}
+        for row in few_rows()
+        for gpu in range(4)
+    ]
+    by_gpu = RANGE | {"metric": "power_draw", "step": "1h", "aggregate": "sum"}
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=of_gpus).status_code == 200
+        before = answers(client), client.get("/api/series", params=by_gpu).json()
+        monkeypatch.setattr(rolling, "MOST_ROWS", 15)
+        sealed(engine)
+        after = answers(client), client.get("/api/series", params=by_gpu).json()
+        assert not list(differences(after, before))
+        cells = folder_of(tmp_path, DAYS[0], "cells") / "fine.parquet"
+        assert duckdb.execute(f"SELECT max(samples) FROM '{cells}' WHERE kind = 'note'").fetchall()[0][0] < 4 * 3
+
+
+def test_where_memory_is_not_enough_for_a_part_it_is_made_in_halves() -> None:
+    made = set()
+    begin = datetime(2026, 11, 20, 20)
+    buckets = [(begin + number * FINE, begin + (number + 1) * FINE) for number in range(3)]
+
+    def step(part: Part) -> None:
+        if len(part.buckets) > 1 or part.among < 4:
+            raise DatabaseError(duckdb.OutOfMemoryException("too much"))
+        made.add((part.buckets[0], part.among, part.rest))
+
+    _halving(step, Part(buckets))
+    assert made == {(bucket, 4, rest) for bucket in buckets for rest in range(4)}
+
+
+def hour_by_hour(client: Client) -> list[Any]:
+    answer = client.get("/api/series", params=RANGE | {"metric": "power_draw", "step": "1h"})
+    assert answer.status_code == 200, answer.text
+    return [point["value"] for point in answer.json()["data"]["points"]]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata"])
+def test_figures_of_metrics_outlive_the_rows_of_whole_local_hours(tmp_path: Path, zone: str) -> None:
+    with served(tmp_path, zone, NOW) as (client, engine):
+        filled(client, engine)
+        before = hour_by_hour(client)
+        without_rows(engine)
+        assert hour_by_hour(client) == before
+        assert sum(value is not None for value in before) >= 7
+
+
+def test_figures_that_nobody_could_make_again_are_missing_when_they_are_damaged_and_nothing_else_is(
+    tmp_path: Path,
+) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before, points = answers(client), hour_by_hour(client)
+        without_rows(engine)
+        cells = folder_of(tmp_path, DAYS[0], "cells")
+        for name in ("hours.parquet", "metrics.parquet"):  # the first is in the store
+            flip_a_byte(cells / name)
+            engine.index.scrubber.scrub(NEVER)
+        assert answers(client)[:-1] == before[:-1]
+        assert hour_by_hour(client) == [None] * 23 + points[23:]  # the next day's first stands for its end
+
+
+@pytest.mark.parametrize("gone", ["the manifest", "the folder"])
+def test_cells_that_are_gone_with_the_rows_leave_what_the_store_has(tmp_path: Path, gone: str) -> None:
+    part = {"start": "2026-11-20T20:12:10Z", "end": "2026-11-21T00:00:00Z"}
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+        without_rows(engine)
+    cells = folder_of(tmp_path, DAYS[0], "cells")
+    if gone == "the folder":
+        shutil.rmtree(cells)
+    else:
+        (cells / manifest.MANIFEST).unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert answers(client)[:-1] == before[:-1]
+        assert client.get("/api/usage", params=part).status_code == 200
+
+
+def test_the_owner_of_a_pod_is_what_the_later_of_two_rows_says(tmp_path: Path) -> None:
+    wanted = RANGE | {"metric": "utilization", "owner": "old", "step": "1d"}
+    named = [row | {"pods": [pod(utilization=50.0, owner_name="old")]} for row in few_rows()]
+    again = [row | {"pods": [pod(utilization=50.0, owner_name="new")]} for row in few_rows()[:6]]
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        for posted in (named, again):
+            assert client.post("/api/receive-data", json=posted).status_code == 200
+        found = client.get("/api/series", params=wanted).json()["data"]["points"]
+        assert [point["samples"] for point in found] == [1, 6]
+        sealed(engine)
+        assert client.get("/api/series", params=wanted).json()["data"]["points"] == found
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("raw", "readings.parquet"), ("cells", "hours.parquet"), ("cells", "days.parquet")]
 )
@@ -613,11 +711,11 @@ def test_an_hour_is_not_rolled_up_where_its_day_is_sealed_meanwhile(
         before = answers(client)
         roll, calls = rolling_module.roll, []
 
-        def sealed_in_between(*given: Any) -> None:
+        def sealed_in_between(*given: Any, **named: Any) -> None:
             if not calls and given[1][0][0] >= datetime(2026, 11, 20):
                 calls.append(given)
                 sealed(engine)
-            roll(*given)
+            roll(*given, **named)
 
         monkeypatch.setattr(rolling_module, "roll", sealed_in_between)
         engine.index.roller.roll_due(NEVER.is_set, patient=False)

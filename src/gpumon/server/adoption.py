@@ -118,6 +118,9 @@ class Adoption:
             log.error("sealed_accounts_damaged day=%s fault=%s", day, fault)
         if self._shelf.days[day].has_rows:  # they are made anew; else the store may still have them
             self._shelf.remove_cells(day)
+        elif folder is None:
+            self._shelf.remove_fine(day)
+            self._shelf.remove_metrics(day)
 
     def _end_deleting(self, there: Found) -> RawManifest:
         try:

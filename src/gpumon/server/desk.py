@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from gpumon.server.accounts.cells import FINE, HOUR
@@ -19,7 +20,7 @@ from gpumon.server.database import Reading, Rows
 from gpumon.server.manifest import METRICS
 from gpumon.server.queries import Query
 from gpumon.server.readings import PLACE
-from gpumon.server.relations import SealedRaw, Window, quoted, rows_in
+from gpumon.server.relations import SealedRaw, Window, parquet, rows_in
 from gpumon.server.store import Store
 from gpumon.server.touched import HOT, Touched
 
@@ -96,8 +97,8 @@ class Place:
             )
             if origin in folders
         ]
-        files = dict.fromkeys(quoted(f"{folder}/{METRICS}") for _, folder in found)
-        return [bucket for bucket, _ in found], f"read_parquet([{', '.join(files)}])"
+        files = dict.fromkeys(Path(folder) / METRICS for _, folder in found)
+        return [bucket for bucket, _ in found], parquet(files)
 
     def counted(self, start: datetime, end: datetime) -> None:
         """From now on `counted` says how often each GPU, as it was known at a place, had which utilization_gpu in
@@ -175,9 +176,9 @@ class Place:
             self.select(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * EXCLUDE (origin) FROM store.main.{name}")
         sources = [f"SELECT * EXCLUDE (origin) FROM store.main.fine_cells WHERE origin = '{HOT}'"]
         if folders:
-            files = ", ".join(quoted(f"{folder}/fine.parquet") for folder in folders)
+            files = parquet(Path(folder) / "fine.parquet" for folder in folders)
             sources.append(
-                f"SELECT * FROM read_parquet([{files}]) SEMI JOIN (SELECT bucket FROM store.main.rolled "
+                f"SELECT * FROM {files} SEMI JOIN (SELECT bucket FROM store.main.rolled "
                 f"WHERE level = 'fine' AND origin <> '{HOT}') USING (bucket)"
             )
         self.select(f"CREATE OR REPLACE TEMP VIEW fine_cells AS {' UNION ALL BY NAME '.join(sources)}")

@@ -88,8 +88,8 @@ class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the accounts of a day: `raw` is the folder whose rows they were made of, `fine` and `hours` the runs of
-    buckets (naive UTC, from up to) that they hold; `stale_after` is the setting by which they were made, in
-    seconds."""
+    buckets (naive UTC, from up to) that they hold, `metrics` the hours of figures; `stale_after` is the setting by
+    which they were made, in seconds."""
 
     stamp: str
     stale_after: float
@@ -98,6 +98,7 @@ class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
     fine: list[tuple[datetime, datetime]]
     hours: list[tuple[datetime, datetime]]
     outputs: dict[str, Output]
+    metrics: list[tuple[datetime, datetime]] = []
 
 
 Kind = TypeVar("Kind", RawManifest, CellsManifest)

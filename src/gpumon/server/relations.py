@@ -72,13 +72,19 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def parquet(files: Iterable[Path], more: str = "") -> str:
+    """SQL for the rows of Parquet files, with further options. A folder of the name `a=b` makes no column."""
+    listed = ", ".join(quoted(str(file)) for file in files)
+    return f"read_parquet([{listed}], hive_partitioning = false{more})"
+
+
 def sealed_rows(columns: Sequence[str], files: Mapping[int, Path]) -> str:
     """SQL for the rows of sealed files, of which those of a file with a larger number came later."""
-    numbers, listed = ", ".join(map(str, files)), ", ".join(quoted(str(file)) for file in files.values())
+    numbers = ", ".join(map(str, files))
     number = numbers if len(files) == 1 else f"[{numbers}][CAST(file_index AS BIGINT) + 1]"
     return (
         f"SELECT {', '.join(columns)}, CAST({number} * {_FILE} + file_row_number AS BIGINT) AS row_id "
-        f"FROM read_parquet([{listed}])"
+        f"FROM {parquet(files.values())}"
     )
 
 

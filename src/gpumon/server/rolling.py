@@ -104,7 +104,7 @@ class Roller:
                 store.look([(due[0] - reach, due[-1] + FINE + reach)], on=beside)  # the snapshot is of now
             execute("CREATE OR REPLACE TEMP TABLE rolling AS SELECT * EXCLUDE (origin) FROM fine_cells LIMIT 0")
             for part in parts_of(execute, [(bucket, bucket + FINE) for bucket in due]):
-                roll(execute, part, reach, self._stale_after, "rolling")
+                roll(execute, part.buckets, reach, self._stale_after, "rolling", of=part.of)
             with self._exclusively():
                 if touched.since(moves, due[0], due[-1] + FINE) or touched.reach != reach:
                     return False

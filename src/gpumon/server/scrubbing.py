@@ -45,6 +45,7 @@ class Scrubber:
 
     def scrub(self, stopping: threading.Event) -> None:
         """Reads all that is sealed and compares checksums."""
+        suspect = self._store.suspect.is_set()
         self._store.suspect.clear()
         self._next_time = time.monotonic() + _EVERY_SECONDS
         with self._exclusively():
@@ -59,7 +60,7 @@ class Scrubber:
         for day, folder in cells.items():
             wrong = manifest.fault_of_cells(folder)
             if wrong is not None:
-                self._give_up_cells(day, folder, wrong)
+                self._give_up_cells(day, folder, wrong, suspect=suspect)
 
     def _give_up(self, day: date, folder: Path, wrong: str) -> None:
         with self._exclusively():
@@ -73,19 +74,23 @@ class Scrubber:
                 self._damaged_for_good.add(folder)
                 log.error("sealed_day_damaged day=%s fault=%s: %s", day, wrong, _STORE_HAS)
 
-    def _give_up_cells(self, day: date, folder: Path, wrong: str) -> None:
+    def _give_up_cells(self, day: date, folder: Path, wrong: str, *, suspect: bool) -> None:
         with self._exclusively():
-            known = self._shelf.cells.get(day) == folder and day not in self._shelf.spoiled
-            if not known or folder in self._damaged_for_good:
+            has_rows, spoiled = self._shelf.days[day].has_rows, day in self._shelf.spoiled
+            # What a late row spoiled is being made anew, and has no manifest until then.
+            if self._shelf.cells.get(day) != folder or (spoiled and not suspect):
                 return
-            self.damaged_days += 1
-            if self._shelf.days[day].has_rows:
+            if has_rows and not spoiled:
+                self.damaged_days += 1
                 log.error("sealed_accounts_damaged day=%s fault=%s: they are made anew", day, wrong)
                 self._shelf.remove_cells(day)
-            else:
+                return
+            if not has_rows and folder not in self._damaged_for_good:
+                self.damaged_days += 1
                 self._damaged_for_good.add(folder)
                 log.error("sealed_accounts_damaged day=%s fault=%s: %s", day, wrong, _STORE_HAS)
-                if manifest.fault_of_cells(folder, only=("fine.parquet",)) is not None:
-                    self._shelf.remove_fine(day)
-                if manifest.fault_of_cells(folder, only=(manifest.METRICS,)) is not None:
-                    self._shelf.remove_metrics(day)
+            # What is read from these files, with each question.
+            if manifest.fault_of_cells(folder, only=("fine.parquet",)) is not None:
+                self._shelf.remove_fine(day)
+            if manifest.fault_of_cells(folder, only=(manifest.METRICS,)) is not None:
+                self._shelf.remove_metrics(day)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 
-from gpumon.server.manifest import DAY_FORM, METRICS, CellsManifest, RawManifest
+from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
 from gpumon.server.readings import COLUMNS, added_up, levels_of
-from gpumon.server.relations import SEALABLE, hot, quoted
+from gpumon.server.relations import SEALABLE, hot, parquet
 from gpumon.server.store import Store
 from gpumon.server.tables import TABLES
 
@@ -32,7 +32,7 @@ def put_in(store: Store, day: date, folder: Path, raw: RawManifest, cells: Path 
         if raw.has_rows:
             note_file(store, file.name, Known(file.bytes, file.mtime_ns, file.lines, sealed=True))
     _forget_rollups(store, day)
-    source = f"read_parquet({quoted(str(folder / 'readings.parquet'))})"
+    source = parquet([folder / "readings.parquet"])
     store.execute(f"INSERT INTO sealed_readings SELECT {', '.join(COLUMNS)}, ? FROM {source}", [day])
     store.execute(f"INSERT INTO sealed_hours BY NAME SELECT *, ? AS sealed FROM ({added_up(source, ())})", [day])
     store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
@@ -66,13 +66,12 @@ def put_cells_in(store: Store, day: date, folder: Path, cells: CellsManifest) ->
             _note_rolled(store, level, (of, to), key)
     for of, to in cells.hours:
         store.execute("INSERT INTO rolled VALUES (?, ?, 'day', ?)", [of, to, key])
-        if METRICS in cells.outputs:  # an earlier version made none
-            _note_rolled(store, "metrics", (of, to), key)
+    for run in cells.metrics:
+        _note_rolled(store, "metrics", run, key)
     for table, file in (("hour_cells", "hours"), ("day_cells", "days")):
-        source = f"read_parquet({quoted(str(folder / f'{file}.parquet'))})"
+        source = parquet([folder / f"{file}.parquet"])
         store.execute(f"INSERT INTO {table} BY NAME SELECT *, '{key}' AS origin FROM {source}")
-    metrics = str(folder) if METRICS in cells.outputs else None
-    store.execute("UPDATE sealed SET cells = ?, metrics = ? WHERE day = ?", [str(folder), metrics, day])
+    store.execute("UPDATE sealed SET cells = ?, metrics = ? WHERE day = ?", [str(folder), str(folder), day])
 
 
 def _note_rolled(store: Store, level: str, run: tuple[datetime, datetime], key: str) -> None:

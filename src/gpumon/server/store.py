@@ -33,7 +33,7 @@ from gpumon.server import readings
 from gpumon.server.database import Database, DatabaseError, Parameters, Reading, Rows, UnreadableFile
 from gpumon.server.disk import cannot_write, try_to_write
 from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query
-from gpumon.server.relations import WHOLE, SealedRaw, Window, hot, quoted, views
+from gpumon.server.relations import WHOLE, SealedRaw, Window, hot, parquet, views
 from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
@@ -236,11 +236,9 @@ class Store:
         later. Of a day whose file is damaged there is none, until `sealer` has had it made anew."""
         self.execute("DELETE FROM live.latest")
         for raw in _sealed(self.execute(_RAW)):
-            file = quoted(str(raw.folder / "latest.parquet"))
+            rows = parquet([raw.folder / "latest.parquet"])
             try:
-                self.execute(
-                    f"CREATE OR REPLACE TEMP TABLE remembered AS SELECT {SAMPLE_COLUMNS} FROM read_parquet({file})"
-                )
+                self.execute(f"CREATE OR REPLACE TEMP TABLE remembered AS SELECT {SAMPLE_COLUMNS} FROM {rows}")
             except DatabaseError as error:
                 if error.fatal:
                     raise

@@ -135,7 +135,8 @@ class Touched:
             of, to = (bucket, bucket + FINE) if origin == HOT else (hour, hour + HOUR)
             for condition, values in (
                 ("level = 'fine' AND bucket >= ? AND bucket < ?", [of, to]),
-                ("level IN ('hour', 'metrics') AND bucket = ?", [hour]),
+                ("level = 'hour' AND bucket = ?", [hour]),
+                ("level = 'metrics' AND bucket < ? AND until > ?", [to, of]),
                 ("level = 'day' AND bucket <= ? AND until > ?", [hour, hour]),
             ):
                 self._store.execute(f"DELETE FROM rolled WHERE {condition} AND {_REPLACEABLE}", values)

@@ -124,9 +124,15 @@ class Buckets:
 
     def _chosen(self, is_before: Callable[[int], str], value: Callable[[int], str]) -> str:
         """SQL for the value by the run that it is in, of which `is_before` says whether it is not there yet."""
-        last = len(self.runs) - 1
-        cases = " ".join(f"WHEN {is_before(run + 1)} THEN {value(run)}" for run in range(last))
-        return f"CASE {cases} ELSE {value(last)} END" if cases else f"({value(last)})"
+
+        def among(first: int, last: int) -> str:
+            if first == last:
+                return f"({value(first)})"
+            middle = (first + last) // 2  # there are many runs where steps do not divide a day
+            earlier, later = among(first, middle), among(middle + 1, last)
+            return f"CASE WHEN {is_before(middle + 1)} THEN {earlier} ELSE {later} END"
+
+        return among(0, len(self.runs) - 1)
 
 
 def buckets_of(edges: Sequence[datetime]) -> Buckets:

@@ -7,6 +7,7 @@ users join in at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -180,13 +181,15 @@ def roll(
     into: str,
     kinds: frozenset[str] = KINDS,
     rows_in: RowsIn = by_name,
+    of: str = "TRUE",
 ) -> None:
     """Adds the cells of some disjoint stretches of time to a table, from raw rows: those from `reach` before each
     to `reach` after it have to be there. Memory is taken for all these rows at once: an hour of them is enough.
+    `of` is a condition on a GPU: the cells of some and those of the others are the cells of all.
 
     In one statement, since for the few rows at the edges of a range a statement for each step costs more than the
     steps."""
-    cuts = cuts_of(slices.windows_of(buckets, reach), COLUMNS, rows_in)
+    cuts = cuts_of(slices.windows_of(buckets, reach), COLUMNS, rows_in, of)
     values = slices.parameters(buckets, cuts, stale_after)
     steps = _steps(cuts, ", ".join(claims.SAMPLE_COLUMNS), claims.SLICES, claims.users(cuts))
     if kinds & {"claim", "joint", "whole"}:
@@ -198,16 +201,21 @@ def roll(
     execute(insert, slices.bound_values(insert, values))
 
 
-def cuts_of(windows: Sequence[Run], columns: Mapping[str, Sequence[str]], rows_in: RowsIn) -> list[slices.Cut]:
-    """All rows of these windows, of tables with these columns."""
+def cuts_of(
+    windows: Sequence[Run], columns: Mapping[str, Sequence[str]], rows_in: RowsIn, of: str = "TRUE"
+) -> list[slices.Cut]:
+    """All rows of these windows for which the condition holds, of tables with these columns."""
     return [
-        slices.Cut(window, relations={table: rows_in(table, window, names) for table, names in columns.items()})
+        slices.Cut(
+            window, of, relations={table: rows_in(table, window, names) for table, names in columns.items()}
+        )
         for window in windows
     ]
 
 
-def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
-    """Adjacent fine buckets, in as few parts as memory allows to roll at once; by relations as `by_name` means."""
+def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[Part]:
+    """Adjacent fine buckets, in as few parts as memory allows to roll at once; by relations as `by_name` means. Of
+    a bucket that has too many rows by itself, some of the GPUs after the others."""
     counted: dict[datetime, int] = {}
     for table in ("samples", "pod_usage"):
         for bucket, rows in execute(
@@ -223,12 +231,41 @@ def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[list[Run]]:
     for bucket in buckets:
         rows = counted.get(bucket[0], 0)
         if part and size + rows > MOST_ROWS:
-            yield part
+            yield Part(part)
             part, size = [], 0
+        if rows > MOST_ROWS:
+            yield from Part([bucket]).divided(-(-rows // MOST_ROWS))
+            continue
         part.append(bucket)
         size += rows
     if part:
-        yield part
+        yield Part(part)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is rolled at once: buckets, and of which GPUs. These are numbered, and those whose number leaves `rest`
+    when it is divided by `among` are meant."""
+
+    buckets: Sequence[Run]
+    among: int = 1
+    rest: int = 0
+
+    @property
+    def of(self) -> str:
+        """SQL for whether a row is of one of the GPUs."""
+        return "TRUE" if self.among == 1 else f"hash({GPU_KEY}) % {self.among} = {self.rest}"
+
+    def divided(self, by: int) -> Iterator[Part]:
+        """The same in so many parts, each of some of its GPUs."""
+        return (Part(self.buckets, self.among * by, self.rest + self.among * n) for n in range(by))
+
+    def halved(self) -> Iterator[Part]:
+        """The same in two parts: half of the buckets, or else of the GPUs."""
+        half = len(self.buckets) // 2
+        if not half:
+            return self.divided(2)
+        return (Part(some, self.among, self.rest) for some in (self.buckets[:half], self.buckets[half:]))
 
 
 def holding(cuts: Sequence[slices.Cut]) -> str:

@@ -8,6 +8,7 @@ reload, is left out.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,16 +29,17 @@ AGGREGATES: Final = ("mean", "min", "max", "sum")
 _USER: Final = (*slices.SOURCE_COLUMNS, *POD_KEY, "owner_name")
 """Of a pod's row, beside the metric."""
 
-
 _POD: Final = "hash(gpu, mig_uuid, namespace, pod, container)"
 """SQL for what a series of pods is of: a container on a GPU."""
 
 _OF_PODS: Final = ("namespace", "pod", "owner_name")
 
-
 MOST_SAMPLES: Final = 500_000
 """Of raw rows about so many are worked on at once, to bound the memory that it takes; of a counter all, since each
-needs the one before."""
+needs the one before. A day of one GPU is little."""
+_ROWS_OF_PODS: Final = 4
+"""What a sample's users take, in samples."""
+_DAY: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,8 @@ def ask(
             sources.append(sql)
             values |= named
             break
-        sql = (
-            f"INSERT INTO series_parts {sql}" if number else f"CREATE OR REPLACE TEMP TABLE series_parts AS {sql}"
-        )
-        reading.select(sql, slices.bound_values(sql, values | named))
+        into = "INSERT INTO series_parts" if number else "CREATE OR REPLACE TEMP TABLE series_parts AS"
+        reading.select(f"{into} {sql}", slices.bound_values(sql, values | named))
     if len(pieces) > 1:
         sources.append("FROM series_parts")
     value = {
@@ -149,8 +149,8 @@ def _whole_hours(
     if wanted.metric not in KEPT[wanted.of_pods] or step < HOUR:
         return [], ""
     hours, kept = reading.figures_in(slices.utc(span.start), slices.utc(span.end))
-    parted = {edge - (edge - datetime.min) % HOUR for edge in map(slices.utc, edges) if edge.minute or edge.second}
-    return [hour for hour in hours if hour not in parted], kept
+    at = [slices.utc(edge) for edge in edges]
+    return [hour for hour in hours if bisect_right(at, hour) == bisect_left(at, hour + HOUR)], kept
 
 
 def _of_hours(wanted: Wanted, kept: str, buckets: Buckets) -> str:
@@ -169,11 +169,14 @@ def _of_hours(wanted: Wanted, kept: str, buckets: Buckets) -> str:
 
 def _pieces(wanted: Wanted, run: Run, reading: Reading) -> Iterator[Run]:
     """A stretch of time, divided so that memory is enough for each part's rows of the GPUs in question."""
-    if is_counter(wanted.field()):
+    is_little = wanted.gpu_uuid is not None and run[1] - run[0] <= _DAY
+    if is_little or is_counter(wanted.field()):
         return iter([run])
     chosen = {column: value for column, value in wanted.chosen.items() if column in slices.PLACE}
     known = _known_as(reading.places_in(run))
-    sql = f"SELECT utc_hour, sum(rows) FROM ({known}) WHERE {_conditions(chosen)} GROUP BY ALL ORDER BY ALL"
+    weight = _ROWS_OF_PODS if wanted.of_pods else 1
+    rows = f"SELECT utc_hour, {weight} * sum(rows) FROM ({known}) WHERE {_conditions(chosen)}"
+    sql = f"{rows} GROUP BY utc_hour ORDER BY utc_hour"
     return pieces_of(run, reading.select(sql, chosen))
 
 
@@ -288,17 +291,14 @@ def _readings(wanted: Wanted, cuts: Sequence[slices.Cut]) -> str:
         f"row_id, {slices.SOURCE} AS source, sampled_at, {', '.join(POD_KEY)}, owner_name, {field.name} AS value",
         cuts,
     )
+    # Of a row that came twice the later counts, which may be of another owner: so owners are compared last.
     return f"""
         told AS MATERIALIZED (
-            SELECT sample, gpu, since, begins, ends, told.*
-            FROM ({told}) AS told
-            JOIN (SELECT * EXCLUDE (moment, total) FROM spans) AS spans
-            USING (source, sampled_at)
-            WHERE {conditions}
+            SELECT told.*, spans.* EXCLUDE (moment, total, source, sampled_at)
+            FROM ({told}) AS told JOIN spans USING (source, sampled_at)
         ),
         readings AS (
-            SELECT {_POD} AS subject, since, begins, ends,
-                   {value} AS value
+            SELECT {_POD} AS subject, since, begins, ends, {value} AS value
             FROM told
-            WHERE row_id IN (SELECT max(row_id) FROM told GROUP BY sample, {", ".join(POD_KEY)})
+            WHERE row_id IN (SELECT max(row_id) FROM told GROUP BY sample, {", ".join(POD_KEY)}) AND {conditions}
         )"""

@@ -7,7 +7,7 @@ Beside the day's sealed rows there are, in the folder that it writes to, `other_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +18,15 @@ from gpumon.server.accounts import metrics
 from gpumon.server.accounts.cells import CREATE_CELLS, FINE, HOUR
 from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.hourly import hours_of, whole_of
-from gpumon.server.accounts.rolling import parts_of, roll
+from gpumon.server.accounts.rolling import Part, parts_of, roll
 from gpumon.server.database import Database, DatabaseError, Rows
 from gpumon.server.manifest import MANIFEST, METRICS, CellsManifest, outputs_of
 from gpumon.server.relations import SEALABLE, quoted, sealed_rows
 from gpumon.server.sealing.sorting import ROW_GROUP
 
 _FORM: Final = "FORMAT parquet, COMPRESSION zstd"
+_MOST_PARTS: Final = 4096
+"""Into so many the GPUs of a bucket are divided at most; then what there is not room for is one GPU's."""
 _METRICS_ROW_GROUP: Final = 12_288
 """Each question is about one metric, which has so many rows in a day of 512 GPUs."""
 
@@ -63,6 +65,7 @@ def seal_cells(job: CellsJob) -> dict[str, Any]:
         raw=Path(job.rows).name,
         fine=[(buckets[0][0], buckets[-1][1])] if buckets else [],
         hours=[(hours[0][0], hours[-1][1])] if hours else [],
+        metrics=metrics.hours_of_day(job.begin, job.end),
         outputs=outputs_of(folder),
     )
     (folder / MANIFEST).write_bytes(msgspec.json.encode(cells))
@@ -92,27 +95,25 @@ def _make(database: Database, job: CellsJob, folder: Path) -> None:
     buckets, hours = runs_within(job.begin, job.end)
     reach, stale_after = timedelta(seconds=job.reach), timedelta(seconds=job.stale_after)
     for part in parts_of(execute, buckets):
-        _halving(lambda some: roll(execute, some, reach, stale_after, "fine"), part)
-        _halving(lambda some: metrics.add_figures(execute, some, reach, stale_after, "metrics"), part)
+        _halving(lambda some: roll(execute, some.buckets, reach, stale_after, "fine", of=some.of), part)
+        _halving(lambda some: metrics.add_figures(execute, some, reach, stale_after, "metrics", job.begin), part)
     hours_of(execute, hours, "fine", "hours")
     if hours:
         whole_of(execute, (hours[0][0], hours[-1][1]), "hours", "days")
     for name in ("fine", "hours", "days"):  # as they were made: in the order of time, nearly
         execute(f"COPY {name} TO {quoted(str(folder / f'{name}.parquet'))} ({_FORM}, ROW_GROUP_SIZE {ROW_GROUP})")
     execute(
-        f"COPY ({metrics.figures('metrics')}) TO {quoted(str(folder / METRICS))} "
+        f"COPY ({metrics.figures('metrics', job.begin)}) TO {quoted(str(folder / METRICS))} "
         f"({_FORM}, ROW_GROUP_SIZE {_METRICS_ROW_GROUP})"
     )
 
 
-def _halving(step: Callable[[Sequence[Run]], None], buckets: Sequence[Run]) -> None:
-    """How much memory a step takes depends on who shares what: where it is not enough, half of the buckets at a
-    time."""
+def _halving(step: Callable[[Part], None], part: Part) -> None:
+    """How much memory a step takes depends on who shares what: where it is not enough, half of it at a time."""
     try:
-        step(buckets)
+        step(part)
     except DatabaseError as error:
-        if not error.out_of_memory or len(buckets) == 1:
+        if not error.out_of_memory or part.among > _MOST_PARTS:
             raise
-        half = len(buckets) // 2
-        _halving(step, buckets[:half])
-        _halving(step, buckets[half:])
+        for half in part.halved():
+            _halving(step, half)

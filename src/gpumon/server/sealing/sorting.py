@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from gpumon.server.database import Database
 from gpumon.server.readings import PLACE, readings_of
-from gpumon.server.relations import quoted
+from gpumon.server.relations import parquet, quoted
 from gpumon.server.tables import SAMPLES, Table
 
 ROW_GROUP: Final = 61_440
@@ -60,9 +60,9 @@ def write_sorted(database: Database, table: Table, folder: Path, work: Path, *, 
             database.execute(f"CREATE OR REPLACE TEMP TABLE newest AS {_last_of_each(chunk, columns)}")
             database.execute(f"DELETE FROM latest WHERE ({_GPU}) IN (SELECT ({_GPU}) FROM newest)")
             database.execute("INSERT INTO latest FROM newest")
-            database.execute(f"INSERT INTO readings {_with_histogram(_read([chunk]))}")
+            database.execute(f"INSERT INTO readings {_with_histogram(parquet([chunk]))}")
     row_group = ROW_GROUP if table is SAMPLES else _LARGE_ROW_GROUP
-    _copy(database, _read(chunks) if chunks else nothing, folder / f"{table.name}.parquet", row_group)
+    _copy(database, parquet(chunks) if chunks else nothing, folder / f"{table.name}.parquet", row_group)
     for chunk in chunks:
         chunk.unlink()
     if table is SAMPLES:
@@ -91,7 +91,7 @@ def _passes(database: Database, table: Table, most: int) -> Iterator[dict[str, A
 
 def _last_of_each(chunk: Path, columns: str) -> str:
     """SQL for the last row of each GPU in a sorted file: its newest, and of two of the same instant the later."""
-    read = f"read_parquet({quoted(str(chunk))}, file_row_number = true)"
+    read = parquet([chunk], ", file_row_number = true")
     return f"""
         SELECT {columns} FROM {read} WHERE file_row_number IN
             (SELECT max(file_row_number) FROM {read} GROUP BY client_name, gpu_id)
@@ -106,10 +106,6 @@ def _with_histogram(samples: str) -> str:
                      date_trunc('hour', sampled_at) AS utc_hour, histogram(utilization_gpu) AS histogram
               FROM {samples} GROUP BY {", ".join(_HOUR)}) AS levels
         ON {" AND ".join(f"hours.{name} IS NOT DISTINCT FROM levels.{name}" for name in _HOUR)}"""
-
-
-def _read(files: list[Path]) -> str:
-    return f"read_parquet([{', '.join(quoted(str(file)) for file in files)}])"
 
 
 def _copy(database: Database, source: str, target: Path, row_group: int = ROW_GROUP) -> None:
