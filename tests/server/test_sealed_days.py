@@ -184,6 +184,18 @@ def test_a_flipped_byte_is_found_and_the_day_made_anew(tmp_path: Path, kind: str
         assert answers(client) == before
 
 
+def test_a_day_of_which_rows_and_accounts_are_damaged_is_made_anew(tmp_path: Path) -> None:
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        before = answers(client)
+        flip_a_byte(folder_of(tmp_path, DAYS[0], "raw") / "samples.parquet")
+        flip_a_byte(folder_of(tmp_path, DAYS[0], "cells") / "fine.parquet")
+        engine.index.scrubber.scrub(NEVER)
+        assert answers(client) == before
+        sealed(engine)
+        assert answers(client) == before
+
+
 def test_a_query_that_fails_on_a_sealed_file_has_all_of_them_checked(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         filled(client, engine)

@@ -76,10 +76,11 @@ class Scrubber:
 
     def _give_up_cells(self, day: date, folder: Path, wrong: str, *, suspect: bool) -> None:
         with self._exclusively():
-            has_rows, spoiled = self._shelf.days[day].has_rows, day in self._shelf.spoiled
+            spoiled = day in self._shelf.spoiled
             # What a late row spoiled is being made anew, and has no manifest until then.
             if self._shelf.cells.get(day) != folder or (spoiled and not suspect):
                 return
+            has_rows = self._shelf.days[day].has_rows
             if has_rows and not spoiled:
                 self.damaged_days += 1
                 log.error("sealed_accounts_damaged day=%s fault=%s: they are made anew", day, wrong)
