@@ -288,11 +288,11 @@ def test_accounts_that_need_more_memory_than_there_is_are_made_piece_by_piece(
     at_once = cells_of(tmp_path, rows, "at-once")
     refused = []
 
-    def roll(execute: Execute, buckets: list[Run], *given: Any) -> None:
+    def roll(execute: Execute, buckets: list[Run], *given: Any, **named: Any) -> None:
         if len(buckets) > 2:
             refused.append(buckets)
             raise DatabaseError(duckdb.OutOfMemoryException("failed to allocate"))
-        rolling.roll(execute, buckets, *given)
+        rolling.roll(execute, buckets, *given, **named)
 
     monkeypatch.setattr(cells_module, "roll", roll)
     monkeypatch.setattr(hourly, "MOST_CELLS", 2)
