@@ -252,7 +252,7 @@ def _of_gpus(wanted: Wanted, window: Run, reading: Reading) -> list[tuple[str, d
     if not chosen:
         return [("TRUE", {})]
     if wanted.of_pods:
-        told = reading.rows_in("pod_usage", window, ("client_name", "gpu_id", "gpu_uuid", "sampled_at", *chosen))
+        told = reading.rows_in("pod_usage", window, (*slices.SOURCE_COLUMNS, *chosen))
         known = f"SELECT * FROM {told} WHERE sampled_at >= $of AND sampled_at <= $to"
     else:
         known = _known_as(reading.places_in(window))

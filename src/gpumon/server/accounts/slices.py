@@ -108,10 +108,10 @@ def ticks(cuts: Sequence[Cut], columns: str) -> str:
 
 def stands(carried: Sequence[str] = ("sample", "place")) -> str:
     """SQL for what each of `cell_ticks` stands for, in microseconds before `moment`, with these further columns of
-    it; `total` is its own interval. Of two samples of a GPU at one instant the later row counts: it is
-    ordered first, and the other has no gap to it. Where two clients tell of it, the first by name: which of them
-    came first is not kept. (In one order of all rows: a window with partitions takes DuckDB 5 ms more, however few
-    rows there are.)"""
+    it; `total` is its own interval. Of two samples of a GPU at one instant the later row counts: it is ordered
+    first, and the other has no gap to it. Where two clients tell of it, the first by name: which of them came
+    first is not kept. (In one order of all rows: a window with partitions takes DuckDB 5 ms more, however few rows
+    there are.)"""
     columns = ", ".join(["moment", *carried])
     return f"""
     SELECT {columns}, whole, coalesce(stated, whole) AS total
