@@ -34,6 +34,8 @@ from bench.served import Asked, Latencies, Served, fetch, machine, measure, serv
 REQUESTS = 200
 BUDGET_SECONDS = 30.0
 ROWS_PER_SECOND = 4000
+NAMESPACE = "search"
+"""One of the fleet's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Question:
     asked the n-th time."""
 
     name: str
-    idle_ms: float
+    idle_ms: float | None
     loaded_ms: float | None
     ask: Callable[[int], Asked]
 
@@ -91,7 +93,14 @@ def questions(scene: Scene) -> list[Question]:
 
         return Question(f"{path.partition('/')[0]} of one GPU, raw, 6 h", 20, None, ask)
 
+    def series(name: str, metric: str, **words: str) -> Question:
+        asked = urlencode({"metric": metric, **words})
+        return Question(f"series of {name}", None, None, lambda _: Asked("GET", f"/api/series?{asked}"))
+
     month: dict[str, str] = {"start": scene.back(30), "end": last}
+    odd = datetime.fromisoformat(f"{scene.last_day}T00:17:11+00:00")  # of whole hours no row would be read
+    day = {"start": (odd - timedelta(days=1)).isoformat(), "end": odd.isoformat(), "step": "5m"}
+    node = scene.gpus[0]["client_name"]
     weeks = [
         {
             "start_date": str(scene.last_day - timedelta(days=6 + n)),
@@ -116,6 +125,12 @@ def questions(scene: Scene) -> list[Question]:
         fleet("percentiles by GPU, last 30 d", "utilization", group_by="gpu", last="30d"),
         raw("series", metric="power_draw", step="10s"),
         raw("export", format="csv"),
+        series("a node, raw, 24 h", "temperature", node=node, **day),
+        series("a namespace, raw, 24 h", "utilization", namespace=NAMESPACE, **day),
+        series("a node, 30 whole d", "power_draw", node=node, **month),
+        series("a namespace, 30 whole d", "utilization", namespace=NAMESPACE, **month),
+        series("all GPUs, 30 whole d", "power_draw", aggregate="sum", **month),
+        series("all GPUs' energy, 30 whole d", "energy_mj", aggregate="sum", **month),
     ]  # fmt: skip
 
 

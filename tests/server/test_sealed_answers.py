@@ -142,7 +142,7 @@ def samples_of(chance: random.Random, begin: datetime, end: datetime) -> list[di
                     "holder_count": sum(user.get("held") is True for user in listed) or chance.choice((0, None)),
                     "process_count": len(listed),
                     "state": chance.choice(("ok",) * 12 + ("lost", "unknown")),
-                    "energy_mj": round(moment.timestamp()) * 300 % 10**9,
+                    "energy_mj": round(moment.timestamp()) * 300 % 10**9 + chance.randrange(20_000),
                     "attribution_note": chance.choice((None, None, None, "the kubelet could not be asked")),
                     "pods": listed,
                 }
@@ -202,7 +202,7 @@ def everything(
             chosen = chance.choice(({}, {"node": "node-1"}, {"client_name": "old-node"}, {"gpu_uuid": "GPU-0"}))
             pods = chance.choice(({"namespace": "research"}, {"owner": "job-1"}, {"pod": "p1-0"}))
             for of in (
-                chosen | {"metric": chance.choice(("power_draw", "temperature"))},
+                chosen | {"metric": chance.choice(("power_draw", "temperature", "energy_mj"))},
                 chosen | pods | {"metric": chance.choice(("utilization", "memory_used", "gpu_share"))},
             ):
                 how = {"step": step, "aggregate": chance.choice(AGGREGATES)}

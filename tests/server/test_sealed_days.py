@@ -26,9 +26,9 @@ from gpumon.server import manifest
 from gpumon.server import rolling as rolling_module
 from gpumon.server import sealer as sealer_module
 from gpumon.server import shelf as shelf_module
-from gpumon.server.accounts import rolling
+from gpumon.server.accounts import pieces
 from gpumon.server.accounts.cells import FINE
-from gpumon.server.accounts.rolling import Part
+from gpumon.server.accounts.pieces import Part
 from gpumon.server.database import DatabaseError
 from gpumon.server.desk import Desk, Place
 from gpumon.server.engine import Engine
@@ -542,7 +542,7 @@ def test_a_bucket_with_more_rows_than_are_rolled_at_once_is_divided_by_gpus(
     with served(tmp_path, "UTC", NOW) as (client, engine):
         assert client.post("/api/receive-data", json=of_gpus).status_code == 200
         before = answers(client), client.get("/api/series", params=by_gpu).json()
-        monkeypatch.setattr(rolling, "MOST_ROWS", 15)
+        monkeypatch.setattr(pieces, "MOST_ROWS", 15)
         sealed(engine)
         after = answers(client), client.get("/api/series", params=by_gpu).json()
         assert not list(differences(after, before))

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gpumon.clock import to_wire
-from gpumon.server.accounts import series
+from gpumon.server.accounts import pieces
 from gpumon.server.accounts.buckets import FEW_POINTS, begins_of, buckets_of, edges_of, step_of
 from gpumon.server.accounts.ranges import Span, duration
 from gpumon.server.accounts.series import AGGREGATES
@@ -82,19 +82,25 @@ def test_the_aggregate_of_two_gpus(serve: Serve, aggregate: str, expected: float
 
 
 @pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("metric", ["power_draw", "energy_mj"])
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_it_makes_no_difference_in_how_many_pieces_the_rows_are_worked_on(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, aggregate: str, most: int
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, aggregate: str, metric: str, most: int
 ) -> None:
     client = serve()
     long = {"interval_seconds": 4000.0}  # over several of the pieces, and buckets
-    post(client, *(at(60 * n * n, power_draw=100.0 + n) for n in range(1, 12)), at(7300, power_draw=70.0, **long))
-    post(client, *(at(700 * n, power_draw=300.0 + n, gpu_uuid="gpu-b", gpu_id=1, **long) for n in range(1, 11)))
+
+    def told(seconds: int, n: int) -> dict[str, Any]:
+        return at(seconds, power_draw=100.0 + n, energy_mj=7 * n**4)
+
+    post(client, *(told(60 * n * n, n) | {"interval_seconds": 60.0 * n} for n in range(1, 12)))
+    post(client, *(told(700 * n, n) | {"gpu_uuid": "gpu-b", "gpu_id": 1} | long for n in range(1, 11)))
+    post(client, told(7300, 12) | long)
     wanted = {"step": "20m", "aggregate": aggregate}
-    whole = data(client, 7400, "power_draw", **wanted)
+    whole = data(client, 7400, metric, **wanted)
     assert sum(point["samples"] for point in whole["points"]) > 22
-    monkeypatch.setattr(series, "MOST_SAMPLES", most)
-    assert data(client, 7400, "power_draw", **wanted) == whole
+    monkeypatch.setattr(pieces, "MOST_SAMPLES", most)
+    assert data(client, 7400, metric, **wanted) == whole
 
 
 @pytest.mark.parametrize(
@@ -153,12 +159,14 @@ def test_pods_can_be_chosen(serve: Serve, wanted: dict[str, Any], expected: floa
     assert ask(client, 30, "utilization", **{"aggregate": "sum"} | wanted) == [expected]
 
 
-def test_a_counter_is_its_increase_per_second_and_a_reset_is_left_out(serve: Serve) -> None:
+def test_a_counter_is_its_increase_per_second_and_a_reset_or_a_gap_is_left_out(serve: Serve) -> None:
     client = serve()
-    counted = [(10, 0), (20, 2000), (30, 4000), (40, 100), (50, 1100), (90, 5100)]
+    counted = [(0, 0), (10, 1000), (20, 4000), (40, 10_000), (50, 100), (60, 1100), (90, 5100), (100, 5600)]
     post(client, *(at(seconds, energy_mj=value) for seconds, value in counted))
-    answer = data(client, 90, "energy_mj", step="30s")
-    assert [p["value"] for p in answer["points"]] == [200.0, 100.0, 100.0]
+    post(client, at(20, energy_mj=3000))  # corrects the one before, also what the next has since
+    answer = data(client, 120, "energy_mj", step="30s")
+    expected = [(150.0, 2), (225.0, 2), (None, 0), (50.0, 1)]
+    assert [(p["value"], p["samples"]) for p in answer["points"]] == expected
     assert answer["unit"] == "mJ/s"
 
 
@@ -224,17 +232,17 @@ def test_the_bucket_of_an_instant_is_reckoned(zone: str, step: str) -> None:
 
 
 def test_a_stretch_is_divided_by_the_samples_of_its_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(series, "MOST_SAMPLES", 10)
+    monkeypatch.setattr(pieces, "MOST_SAMPLES", 10)
     begin = datetime(2026, 11, 20, 8)
     hours = [begin + timedelta(hours=number) for number in range(5)]
     counted = list(zip(hours, [4, 5, 7, 25, 1], strict=True))
-    cuts = [to for _, to in series.pieces_of((begin, hours[-1]), counted)]
+    cuts = [to for _, to in pieces.pieces_of((begin, hours[-1]), counted)]
     assert cuts == [hours[2], hours[3], *(hours[3] + timedelta(minutes=n) for n in (20, 40)), hours[4]]
     late = hours[3] + timedelta(minutes=30)
-    assert list(series.pieces_of((late, hours[-1]), counted)) == [
+    assert list(pieces.pieces_of((late, hours[-1]), counted)) == [
         (late, hours[3] + timedelta(minutes=40)), (hours[3] + timedelta(minutes=40), hours[-1])
     ]  # fmt: skip
-    assert list(series.pieces_of((begin, late), [])) == [(begin, late)]
+    assert list(pieces.pieces_of((begin, late), [])) == [(begin, late)]
 
 
 def test_weeks_begin_on_monday() -> None:

@@ -15,7 +15,8 @@ from typing import Final
 from gpumon.clock import Now
 from gpumon.server.accounts.cells import FINE, HOUR
 from gpumon.server.accounts.hourly import hours_of
-from gpumon.server.accounts.rolling import parts_of, roll
+from gpumon.server.accounts.pieces import parts_of
+from gpumon.server.accounts.rolling import roll
 from gpumon.server.database import Database
 from gpumon.server.store import Store
 from gpumon.server.touched import HOT, Touched

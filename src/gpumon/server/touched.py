@@ -1,8 +1,9 @@
 """Which buckets of the accounts' rollup are out of date, because rows came that they don't know.
 
 A bucket's cells are made of the rows within it and `reach` around it: a sample stands for up to so many seconds
-before it, and bounds what the next one stands for. `reach` is the longest interval that any sample states, and
-`stale_after` where a sample states none. Most rows are younger than all that is rolled, and touch nothing.
+before it, and bounds what the next one stands for; of counters it takes the increase since the one before, which
+may be FOLLOWS intervals ago. `reach` is so many of the longest interval that any sample states, and `stale_after`
+where a sample states none. Most rows are younger than all that is rolled, and touch nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from gpumon.server.accounts.cells import FINE, HOUR
-from gpumon.server.accounts.slices import LONGEST_SECONDS
+from gpumon.server.accounts.slices import FOLLOWS, LONGEST_SECONDS
 from gpumon.server.database import Rows
 from gpumon.server.store import Store
 
@@ -53,7 +54,8 @@ class Touched:
     @property
     def reach(self) -> timedelta:
         """How far a sample may reach."""
-        return max(self._longest, self._stale_after) if self._unstated else self._longest
+        reach = FOLLOWS * self._longest
+        return max(reach, self._stale_after) if self._unstated else reach
 
     @property
     def hours(self) -> list[datetime]:

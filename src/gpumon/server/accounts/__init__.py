@@ -6,6 +6,7 @@ desk           what the answers need of the store
 slices         SQL: the seconds that each sample stands for
 claims         SQL: whose those seconds are; every wall second in exactly one part
 cells          the shape of what is kept of that: the accounts of one bucket of time
+pieces         divides time and GPUs, so that there is memory for each piece's rows
 rolling        makes cells of raw rows, and hourly coarser ones of finer ones
 metrics        SQL: what samples say of each metric, by hour
 plan           which cells and which raw rows answer for a range

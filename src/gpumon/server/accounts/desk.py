@@ -5,7 +5,7 @@ Instants at this seam are UTC, naive, as the store has them. See `cells` for wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from gpumon.server.queries import Query
 
 Rows = list[tuple[Any, ...]]
+Execute = Callable[[str, Mapping[str, Any]], Rows]
+"""Runs a statement."""
 Run = tuple[datetime, datetime]
 """From when up to, not including, when."""
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from gpumon.server.accounts import rolling, slices
 from gpumon.server.accounts.cells import CELL_COLUMNS, CREATE_CELLS, FINE, HOUR
 from gpumon.server.accounts.desk import Reading, Run, merged
+from gpumon.server.accounts.pieces import pieces_of_length
 from gpumon.server.accounts.plan import Plan, plan
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.accounts.slices import GPU_KEY, KNOWN_FOR, PLACE, utc
@@ -86,7 +87,7 @@ def gather(
     before = plan(start - KNOWN_FOR, start, known)
     within = plan(start, end, known, fine_from)
     reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
-    raw = list(rolling.pieces(within.raw, _length_of_pieces(reading, within.raw)))
+    raw = list(pieces_of_length(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:
         rolling.roll(
             reading.select, piece, reading.reach, stale_after, "edge_cells", kinds | {"place"}, reading.rows_in
@@ -123,7 +124,7 @@ def _length_of_pieces(reading: Reading, stretches: Sequence[Run]) -> timedelta:
     whole = sum((to - of for of, to in stretches), timedelta())
     if not whole:
         return whole
-    cuts = rolling.cuts_of(stretches, {"samples": ("sampled_at",)}, reading.rows_in)
+    cuts = slices.cuts_of(stretches, {"samples": ("sampled_at",)}, reading.rows_in)
     sql = f"SELECT count(*), min(sampled_at), max(sampled_at) FROM ({slices.rows('samples', 'sampled_at', cuts)})"
     values = slices.parameters(stretches, cuts, timedelta())
     ((samples, first, last),) = reading.select(sql, slices.bound_values(sql, values))

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from gpumon.server.accounts.cells import COLUMNS, LEVEL_KEYS
-from gpumon.server.accounts.desk import Run
-from gpumon.server.accounts.rolling import Execute
+from gpumon.server.accounts.desk import Execute, Run
 from gpumon.server.accounts.slices import PLACE
 
 _ADDED: Final = ", ".join(f"{column.adds}({column.name}) AS {column.name}" for column in COLUMNS if column.adds)

@@ -229,7 +229,7 @@ def _cuts(
     for (key, has_uuid), of_gpu in buckets.items():
         for window in slices.windows_of(of_gpu, reach):
             read.setdefault((window, has_uuid), []).append(key)
-    whole = rolling.cuts_of([window for window, _ in read], rolling.HOLDINGS_COLUMNS, reading.rows_in)
+    whole = slices.cuts_of([window for window, _ in read], rolling.HOLDINGS_COLUMNS, reading.rows_in)
     cuts = []
     for number, (cut, ((_, has_uuid), of_window)) in enumerate(zip(whole, read.items(), strict=True)):
         of, values = slices.of_gpus(of_window, has_uuid=has_uuid, named=f"gpu_{number}")

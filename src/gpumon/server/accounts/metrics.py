@@ -2,13 +2,13 @@
 series over months reads no rows, and is there when they are deleted.
 
 A figure is of one hour of a local day, one GPU as it is known at a place, or one user of it, and one metric: what
-the samples that stand for any of the hour's seconds come to. (The accounts' hours are of UTC; in zones with half
-hours, each is in two of a chart's.) Counters have none: an increase needs the sample before, however far it is.
+the samples that stand for any of the hour's seconds come to; of a counter, its increase per second. (The accounts'
+hours are of UTC; in zones with half hours, each is in two of a chart's.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
@@ -18,9 +18,9 @@ from gpumon.model.fields import FIELDS
 from gpumon.model.pod_fields import POD_FIELDS, USE_FIELDS
 from gpumon.server.accounts import slices
 from gpumon.server.accounts.cells import FINE, HOUR
-from gpumon.server.accounts.desk import Run, merged
-from gpumon.server.accounts.rolling import Execute, Part, by_name, cuts_of
-from gpumon.server.accounts.slices import PLACE
+from gpumon.server.accounts.desk import Execute, Run, merged
+from gpumon.server.accounts.pieces import Part
+from gpumon.server.accounts.slices import PLACE, by_name, cuts_of
 from gpumon.server.tables import POD_KEY
 
 _NOT_METRICS: Final = frozenset({"gpu_id", "interval_seconds"})
@@ -45,12 +45,7 @@ USER: Final = ("mig_uuid", "namespace", "pod", "container", "owner_name")
 """By what users are told apart, and asked for."""
 
 
-def _kept(metrics: Mapping[str, Field]) -> tuple[str, ...]:
-    return tuple(name for name, field in metrics.items() if not is_counter(field))
-
-
-KEPT: Final = {False: _kept(GPU_METRICS), True: _kept(POD_METRICS)}
-"""Of which metrics there are figures: of GPUs, and of users (`of_user`)."""
+_COUNTERS: Final = tuple(name for name, field in GPU_METRICS.items() if is_counter(field))
 
 _KEYS: Final = ("of_user", *PLACE, *USER, "metric")
 _KINDS: Final = {
@@ -90,21 +85,23 @@ def add_figures(
     whole hours of. The samples, a relation of that name, have to be there as for `rolling.roll`."""
     stretches = [inside for stretch in merged(part.buckets) for inside in _by_hours(stretch, begin)]
     columns = {
-        "samples": (*slices.TICK_COLUMNS, *KEPT[False]),
-        "pod_usage": tuple(dict.fromkeys([*slices.SOURCE_COLUMNS, *POD_KEY, *USER, *KEPT[True]])),
+        "samples": (*slices.TICK_COLUMNS, *GPU_METRICS),
+        "pod_usage": tuple(dict.fromkeys([*slices.SOURCE_COLUMNS, *POD_KEY, *USER, *POD_METRICS])),
     }
     cuts = cuts_of(slices.windows_of(stretches, reach), columns, by_name, part.of)
     values = slices.parameters(stretches, cuts, stale_after)
-    user = ", ".join(dict.fromkeys([*POD_KEY, *USER, *KEPT[True]]))
+    user = ", ".join(dict.fromkeys([*POD_KEY, *USER, *POD_METRICS]))
     told = slices.rows("pod_usage", f"row_id, {slices.SOURCE} AS source, sampled_at, {user}", cuts)
-    place, named = ", ".join(PLACE), ", ".join(USER)
+    place, named, counters = ", ".join(PLACE), ", ".join(USER), ", ".join(_COUNTERS)
     sql = f"""
         INSERT INTO {into} BY NAME
-        WITH cell_ticks AS MATERIALIZED ({slices.ticks(cuts, ", ".join(KEPT[False]))}),
+        WITH cell_ticks AS MATERIALIZED ({slices.ticks(cuts, ", ".join(GPU_METRICS))}),
         spans AS MATERIALIZED (
-            SELECT sample, lower, (least(moment, upper) - greatest(moment - whole, lower)) / 1e6 AS seconds,
+            SELECT sample, {counters}, lower,
+                   (least(moment, upper) - greatest(moment - whole, lower)) / 1e6 AS seconds,
                    moment - whole >= lower AS begun
-            FROM ({slices.stands()}) JOIN ({slices.INTERVALS}) ON moment - whole < upper AND moment > lower
+            FROM ({slices.stands(("sample",), _COUNTERS)})
+            JOIN ({slices.INTERVALS}) ON moment - whole < upper AND moment > lower
         ),
         users AS MATERIALIZED (
             SELECT told.*, sample, place, {place}
@@ -112,11 +109,13 @@ def add_figures(
             JOIN (SELECT sample, place, {place}, source, sampled_at FROM cell_ticks
                   WHERE sample IN (SELECT sample FROM spans)) AS ticks USING (source, sampled_at)
         )
-        SELECT make_timestamp(lower) AS bucket, false AS of_user, {place}, begun, {_figures_of(KEPT[False])}
-        FROM spans JOIN cell_ticks USING (sample) GROUP BY lower, {place}, begun
+        SELECT make_timestamp(lower) AS bucket, false AS of_user, {place}, begun, {_figures_of(GPU_METRICS)}
+        FROM spans JOIN (SELECT * EXCLUDE ({counters}) FROM cell_ticks) USING (sample)
+        GROUP BY lower, {place}, begun
         UNION ALL BY NAME
-        SELECT make_timestamp(lower) AS bucket, true AS of_user, {place}, {named}, begun, {_figures_of(KEPT[True])}
-        FROM spans JOIN users USING (sample)
+        SELECT make_timestamp(lower) AS bucket, true AS of_user, {place}, {named}, begun,
+               {_figures_of(POD_METRICS)}
+        FROM (SELECT * EXCLUDE ({counters}) FROM spans) JOIN users USING (sample)
         WHERE row_id IN (SELECT max(row_id) FROM users GROUP BY sample, {", ".join(POD_KEY)})
         GROUP BY lower, {place}, {named}, begun"""
     execute(sql, slices.bound_values(sql, values))

@@ -6,10 +6,9 @@ users join in at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Final
 
 from gpumon.server.accounts import claims, slices
 from gpumon.server.accounts.cells import (
@@ -18,21 +17,8 @@ from gpumon.server.accounts.cells import (
     HOLDER,
     LEVEL_KEYS,
 )  # fmt: skip
-from gpumon.server.accounts.desk import Rows, Run
-from gpumon.server.accounts.slices import GPU_KEY, PLACE, PLACE_HASH
-
-Execute = Callable[[str, Mapping[str, Any]], Rows]
-"""Runs a statement."""
-
-RowsIn = Callable[[str, Run, Sequence[str]], str]
-"""Where those rows of `samples` or `pod_usage` are that matter in a window: SQL for a relation with these columns
-and `row_id`."""
-
-
-def by_name(table: str, window: Run, columns: Sequence[str]) -> str:
-    """RowsIn of a connection on which `samples` and `pod_usage` are relations with all of these rows."""
-    return table
-
+from gpumon.server.accounts.desk import Execute, Run
+from gpumon.server.accounts.slices import GPU_KEY, PLACE, PLACE_HASH, RowsIn, by_name, cuts_of
 
 KINDS: Final = frozenset({"claim", "joint", "place", "whole", "holder", "note"})
 
@@ -167,12 +153,6 @@ _ROWS: Final = {
 }
 
 
-MOST_ROWS: Final = 200_000
-"""Of samples and pods' rows, rolled at once: some 1.5 KB each."""
-_ROWS_A_GPU: Final = 10
-"""What a GPU's cells of a bucket take beside its rows, in rows."""
-
-
 def roll(
     execute: Execute,
     buckets: Sequence[Run],
@@ -199,73 +179,6 @@ def roll(
     steps["rows"] = " UNION ALL BY NAME ".join(f"({sql})" for kind, sql in _ROWS.items() if kind in kinds)
     insert = f"WITH {_with(steps)} INSERT INTO {into} BY NAME FROM cell_rows"
     execute(insert, slices.bound_values(insert, values))
-
-
-def cuts_of(
-    windows: Sequence[Run], columns: Mapping[str, Sequence[str]], rows_in: RowsIn, of: str = "TRUE"
-) -> list[slices.Cut]:
-    """All rows of these windows for which the condition holds, of tables with these columns."""
-    return [
-        slices.Cut(
-            window, of, relations={table: rows_in(table, window, names) for table, names in columns.items()}
-        )
-        for window in windows
-    ]
-
-
-def parts_of(execute: Execute, buckets: Sequence[Run]) -> Iterator[Part]:
-    """Adjacent fine buckets, in as few parts as memory allows to roll at once; by relations as `by_name` means. Of
-    a bucket that has too many rows by itself, some of the GPUs after the others."""
-    counted: dict[datetime, int] = {}
-    for table in ("samples", "pod_usage"):
-        for bucket, rows in execute(
-            f"""
-            SELECT time_bucket(INTERVAL 5 MINUTES, sampled_at),
-                   count(*) + {_ROWS_A_GPU} * count(DISTINCT (client_name, gpu_id)) FROM {table}
-            WHERE sampled_at >= $of AND sampled_at < $to GROUP BY ALL""",
-            {"of": buckets[0][0], "to": buckets[-1][1]},
-        ):
-            counted[bucket] = counted.get(bucket, 0) + rows
-    part: list[Run] = []
-    size = 0
-    for bucket in buckets:
-        rows = counted.get(bucket[0], 0)
-        if part and size + rows > MOST_ROWS:
-            yield Part(part)
-            part, size = [], 0
-        if rows > MOST_ROWS:
-            yield from Part([bucket]).divided(-(-rows // MOST_ROWS))
-            continue
-        part.append(bucket)
-        size += rows
-    if part:
-        yield Part(part)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What is rolled at once: buckets, and of which GPUs. These are numbered, and those whose number leaves `rest`
-    when it is divided by `among` are meant."""
-
-    buckets: Sequence[Run]
-    among: int = 1
-    rest: int = 0
-
-    @property
-    def of(self) -> str:
-        """SQL for whether a row is of one of the GPUs."""
-        return "TRUE" if self.among == 1 else f"hash({GPU_KEY}) % {self.among} = {self.rest}"
-
-    def divided(self, by: int) -> Iterator[Part]:
-        """The same in so many parts, each of some of its GPUs."""
-        return (Part(self.buckets, self.among * by, self.rest + self.among * n) for n in range(by))
-
-    def halved(self) -> Iterator[Part]:
-        """The same in two parts: half of the buckets, or else of the GPUs."""
-        half = len(self.buckets) // 2
-        if not half:
-            return self.divided(2)
-        return (Part(some, self.among, self.rest) for some in (self.buckets[:half], self.buckets[half:]))
 
 
 def holding(cuts: Sequence[slices.Cut]) -> str:
@@ -300,20 +213,3 @@ def sight(execute: Execute, stretches: Sequence[Run], into: str, rows_in: RowsIn
                          any_value(coalesce(node, client_name)) AS node, max(sampled_at) AS last_at
                   FROM {seen} WHERE sampled_at > $of AND sampled_at <= $to GROUP BY place)"""
         execute(sql, {"of": of, "to": to})
-
-
-def pieces(stretches: Sequence[Run], most: timedelta) -> Iterator[list[Run]]:
-    """The stretches of time, cut and put together so that each list is at most so long in all."""
-    piece: list[Run] = []
-    room = most
-    for of, to in stretches:
-        while of < to:
-            until = min(to, of + room)
-            piece.append((of, until))
-            room -= until - of
-            of = until  # noqa: PLW2901 - the stretch that is left
-            if room <= timedelta():
-                yield piece
-                piece, room = [], most
-    if piece:
-        yield piece

@@ -1,13 +1,11 @@
 """One metric over time, in buckets. SQL, and the answer made of its rows.
 
 A sample counts in every bucket that the seconds it stands for touch, by how many of them it touches. A bucket that
-no reading touches is null, never 0. A counter is given as its increase per second; a step back, as after a driver
-reload, is left out.
+no reading touches is null, never 0. A counter is given as its increase per second.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from gpumon.server.accounts import slices
 from gpumon.server.accounts.buckets import Buckets, begins_of, buckets_of
 from gpumon.server.accounts.cells import HOUR
 from gpumon.server.accounts.desk import Reading, Rows, Run
-from gpumon.server.accounts.metrics import GPU_METRICS, KEPT, POD_METRICS, is_counter
+from gpumon.server.accounts.metrics import GPU_METRICS, POD_METRICS, is_counter
+from gpumon.server.accounts.pieces import pieces_of
 from gpumon.server.accounts.plan import without
 from gpumon.server.accounts.ranges import Span
 from gpumon.server.tables import POD_KEY
@@ -34,9 +33,6 @@ _POD: Final = "hash(gpu, mig_uuid, namespace, pod, container)"
 
 _OF_PODS: Final = ("namespace", "pod", "owner_name")
 
-MOST_SAMPLES: Final = 500_000
-"""Of raw rows about so many are worked on at once, to bound the memory that it takes; of a counter all, since each
-needs the one before. A day of one GPU is little."""
 _ROWS_OF_PODS: Final = 4
 """What a sample's users take, in samples."""
 _DAY: Final = timedelta(days=1)
@@ -146,7 +142,7 @@ def _whole_hours(
     wanted: Wanted, span: Span, edges: Sequence[datetime], step: timedelta, reading: Reading
 ) -> tuple[list[datetime], str]:
     """The hours, in order, that lie in one bucket and have figures, and where these are."""
-    if wanted.metric not in KEPT[wanted.of_pods] or step < HOUR:
+    if step < HOUR:
         return [], ""
     hours, kept = reading.figures_in(slices.utc(span.start), slices.utc(span.end))
     at = [slices.utc(edge) for edge in edges]
@@ -169,8 +165,7 @@ def _of_hours(wanted: Wanted, kept: str, buckets: Buckets) -> str:
 
 def _pieces(wanted: Wanted, run: Run, reading: Reading) -> Iterator[Run]:
     """A stretch of time, divided so that memory is enough for each part's rows of the GPUs in question."""
-    is_little = wanted.gpu_uuid is not None and run[1] - run[0] <= _DAY
-    if is_little or is_counter(wanted.field()):
+    if wanted.gpu_uuid is not None and run[1] - run[0] <= _DAY:
         return iter([run])
     chosen = {column: value for column, value in wanted.chosen.items() if column in slices.PLACE}
     known = _known_as(reading.places_in(run))
@@ -180,40 +175,24 @@ def _pieces(wanted: Wanted, run: Run, reading: Reading) -> Iterator[Run]:
     return pieces_of(run, reading.select(sql, chosen))
 
 
-def pieces_of(run: Run, samples: Iterable[tuple[datetime, int]]) -> Iterator[Run]:
-    """A stretch of time, divided so that no part has many more samples than MOST_SAMPLES, of which there are so
-    many in which hours, in order."""
-    begin, end = run
-    together = 0.0
-    for hour, rows in samples:
-        if together + rows <= MOST_SAMPLES:
-            together += rows
-            continue
-        parts = math.ceil(rows / MOST_SAMPLES)
-        for cut in (hour + HOUR * part / parts for part in range(parts)):
-            if begin < cut < end:
-                yield begin, cut
-                begin = cut
-        together = rows / parts
-    yield begin, end
-
-
 def _of_rows(
     wanted: Wanted, piece: Run, buckets: Buckets, reading: Reading, stale_after: timedelta
 ) -> tuple[str, dict[str, Any]]:
     """SQL for what each subject has of each bucket, of a piece's raw rows, and its values."""
     place = [column for column in slices.PLACE if column in wanted.chosen]
     if wanted.of_pods:
-        told, carried = "NULL AS value", ("sample", "gpu", "source", "sampled_at", *place)
+        told, stands = "NULL AS value", slices.stands(("sample", "gpu", "source", "sampled_at", *place))
+    elif is_counter(wanted.field()):
+        told, stands = f"{wanted.metric} AS value", slices.stands(("gpu", *place), ("value",))
     else:
-        told, carried = f"{wanted.field().name} AS value", ("gpu", "sampled_at", "value", *place)
+        told, stands = f"{wanted.metric} AS value", slices.stands(("gpu", "value", *place))
     cuts = [cut for window in slices.windows_of([piece], reading.reach) for cut in _cuts(wanted, window, reading)]
     sql = f"""
         WITH cell_ticks AS NOT MATERIALIZED ({slices.ticks(cuts, told)}),
         spans AS NOT MATERIALIZED (
             SELECT * EXCLUDE (whole), moment - whole AS since, greatest(since, $lower) AS begins,
                    least(moment, $upper) AS ends
-            FROM ({slices.stands(carried)}) WHERE moment - whole < $upper AND moment > $lower
+            FROM ({stands}) WHERE moment - whole < $upper AND moment > $lower
         ),
         {_readings(wanted, cuts)},
         touched AS (
@@ -273,22 +252,12 @@ def _conditions(chosen: Iterable[str]) -> str:
 
 def _readings(wanted: Wanted, cuts: Sequence[slices.Cut]) -> str:
     """The relation `readings`: whose, from when to when, how much. A subject is a GPU, or a container on one."""
-    field = wanted.field()
-    conditions = _conditions(wanted.chosen)
-    value = "value"
-    if is_counter(field):
-        seconds = "date_diff('us', lag(sampled_at) OVER earlier, sampled_at) / 1e6"
-        before = "lag(value) OVER earlier"
-        value = f"CASE WHEN value >= {before} THEN (value - {before}) / ({seconds}) END"
+    conditions, metric = _conditions(wanted.chosen), wanted.metric
     if not wanted.of_pods:
-        return f"""
-        readings AS (
-            SELECT gpu AS subject, since, begins, ends, {value} AS value
-            FROM spans WHERE {conditions} WINDOW earlier AS (PARTITION BY gpu ORDER BY sampled_at)
-        )"""
+        return f"readings AS (SELECT gpu AS subject, since, begins, ends, value FROM spans WHERE {conditions})"
     told = slices.rows(
         "pod_usage",
-        f"row_id, {slices.SOURCE} AS source, sampled_at, {', '.join(POD_KEY)}, owner_name, {field.name} AS value",
+        f"row_id, {slices.SOURCE} AS source, sampled_at, {', '.join(POD_KEY)}, owner_name, {metric} AS value",
         cuts,
     )
     # Of a row that came twice the later counts, which may be of another owner: so owners are compared last.
@@ -298,7 +267,7 @@ def _readings(wanted: Wanted, cuts: Sequence[slices.Cut]) -> str:
             FROM ({told}) AS told JOIN spans USING (source, sampled_at)
         ),
         readings AS (
-            SELECT {_POD} AS subject, since, begins, ends, {value} AS value
+            SELECT {_POD} AS subject, since, begins, ends, value
             FROM told
             WHERE row_id IN (SELECT max(row_id) FROM told GROUP BY sample, {", ".join(POD_KEY)}) AND {conditions}
         )"""

@@ -15,7 +15,7 @@ Each relation here is a part of a statement: of a WITH, or a temporary table of 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -29,6 +29,9 @@ KNOWN_FOR: Final = timedelta(days=1)
 
 LONGEST_SECONDS: Final = BY_NAME["interval_seconds"].high or 0.0
 """The most that one sample can stand for."""
+
+FOLLOWS: Final = 2
+"""A sample follows the one before if that is up to so many of its intervals ago: one may be missing."""
 
 PLACE: Final = ("client_name", "gpu_id", "gpu_uuid", "node", "gpu_name")
 """Where a GPU was seen, as what: it may change its node, index or name."""
@@ -60,6 +63,26 @@ class Cut:
     of: str = "TRUE"
     values: Mapping[str, Any] = field(default_factory=dict)
     relations: Mapping[str, str] = field(default_factory=dict)
+
+
+RowsIn = Callable[[str, Run, Sequence[str]], str]
+"""Where those rows of `samples` or `pod_usage` are that matter in a window: SQL for a relation with these columns
+and `row_id`."""
+
+
+def by_name(table: str, window: Run, columns: Sequence[str]) -> str:
+    """RowsIn of a connection on which `samples` and `pod_usage` are relations with all of these rows."""
+    return table
+
+
+def cuts_of(
+    windows: Sequence[Run], columns: Mapping[str, Sequence[str]], rows_in: RowsIn, of: str = "TRUE"
+) -> list[Cut]:
+    """All rows of these windows for which the condition holds, of tables with these columns."""
+    return [
+        Cut(window, of, relations={table: rows_in(table, window, names) for table, names in columns.items()})
+        for window in windows
+    ]
 
 
 def of_gpus(keys: Sequence[str], *, has_uuid: bool, named: str) -> tuple[str, dict[str, Any]]:
@@ -106,24 +129,36 @@ def ticks(cuts: Sequence[Cut], columns: str) -> str:
     return rows("samples", selected, cuts)
 
 
-def stands(carried: Sequence[str] = ("sample", "place")) -> str:
+def stands(carried: Sequence[str] = ("sample", "place"), counters: Sequence[str] = ()) -> str:
     """SQL for what each of `cell_ticks` stands for, in microseconds before `moment`, with these further columns of
     it; `total` is its own interval. Of two samples of a GPU at one instant the later row counts: it is ordered
     first, and the other has no gap to it. Where two clients tell of it, the first by name: which of them came
     first is not kept. (In one order of all rows: a window with partitions takes DuckDB 5 ms more, however few rows
-    there are.)"""
+    there are.)
+
+    Of `counters` comes the increase per second since the GPU's sample before, if that is no longer ago than
+    FOLLOWS intervals: across a gap it says nothing of the seconds that the sample stands for. NULL where a counter
+    has stepped back, as after a driver reload."""
     columns = ", ".join(["moment", *carried])
+    before = "WINDOW before AS (ORDER BY gpu, moment)" if counters else ""
     return f"""
-    SELECT {columns}, whole, coalesce(stated, whole) AS total
-    FROM (SELECT {columns}, stated,
+    SELECT {", ".join([columns, *counters])}, whole, coalesce(stated, whole) AS total
+    FROM (SELECT {", ".join([columns, "stated", *map(_increase, counters)])},
                  CASE WHEN stated IS NOT NULL THEN least(stated, coalesce(gap, stated))
                       WHEN gap <= $stale THEN gap ELSE 0 END AS whole
-          FROM (SELECT {columns}, stated,
+          FROM (SELECT {", ".join(dict.fromkeys(["gpu", "moment", *carried, *counters]))}, stated,
                        CASE WHEN lag(gpu) OVER earlier = gpu THEN moment - lag(moment) OVER earlier END AS gap
                 FROM cell_ticks
                 WINDOW earlier AS (ORDER BY gpu, moment, client_name, gpu_id, sample DESC))
-          WHERE gap IS NULL OR gap > 0)
+          WHERE gap IS NULL OR gap > 0 {before})
     WHERE whole > 0"""
+
+
+def _increase(counter: str) -> str:
+    """SQL for a counter's increase per second; of a GPU's first sample there is no `gap`."""
+    since = f"({counter} - lag({counter}) OVER before)"
+    is_known = f"gap <= coalesce({FOLLOWS} * stated, $stale) AND {since} >= 0"
+    return f"CASE WHEN {is_known} THEN {since} / (gap / 1e6) END AS {counter}"
 
 
 INTERVALS: Final = "SELECT unnest($lowers) AS lower, unnest($uppers) AS upper"

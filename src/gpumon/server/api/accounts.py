@@ -131,11 +131,12 @@ def utilization(request: Request, asked: Annotated[UtilizationAsked, Query()]) -
 @router.get("/series", summary="A metric over time", response_model=None, responses=responses(SeriesAnswer))
 def series(request: Request, asked: Annotated[SeriesAsked, Query()]) -> Response:
     """A metric of GPUs, or of the use by pods where a namespace, pod or owner is given, in buckets aligned to the
-    server's zone. A bucket without a reading is null. A counter is given as its increase per second.
+    server's zone. A bucket without a reading is null. A counter is given as its increase per second, which
+    is null after a gap, and where the counter stepped back.
 
-    Steps of an hour and longer over days that are sealed take no rows: of each metric that is no counter there
-    are figures of every hour of a GPU, which stay when `data_retention_days` deletes the rows. Of days without
-    rows there is nothing else."""
+    Steps of an hour and longer over days that are sealed take no rows: of each metric there are figures of every
+    hour of a GPU, which stay when `data_retention_days` deletes the rows. Of days without rows there is nothing
+    else."""
     known_parameters(request, asked)
     wanted = Wanted(
         metric=asked.metric,

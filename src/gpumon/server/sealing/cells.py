@@ -18,7 +18,8 @@ from gpumon.server.accounts import metrics
 from gpumon.server.accounts.cells import CREATE_CELLS, FINE, HOUR
 from gpumon.server.accounts.desk import Run
 from gpumon.server.accounts.hourly import hours_of, whole_of
-from gpumon.server.accounts.rolling import Part, parts_of, roll
+from gpumon.server.accounts.pieces import Part, parts_of
+from gpumon.server.accounts.rolling import roll
 from gpumon.server.database import Database, DatabaseError, Rows
 from gpumon.server.manifest import MANIFEST, METRICS, CellsManifest, outputs_of
 from gpumon.server.relations import SEALABLE, quoted, sealed_rows
