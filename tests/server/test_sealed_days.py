@@ -324,6 +324,39 @@ def test_rows_that_no_rollup_was_told_of_make_the_day_beside_them_out_of_date(tm
         assert manifest.read(folder, manifest.RawManifest).taken
 
 
+@pytest.mark.parametrize("of_the_store", ["kept", "lost"])
+@pytest.mark.parametrize("of_the_rows", ["late", "sealed again"])
+def test_what_a_late_row_leaves_of_a_days_accounts_counts_after_a_restart(
+    tmp_path: Path, of_the_rows: str, of_the_store: str
+) -> None:
+    hour = datetime.fromisoformat(late_row()["timestamp"]).replace(minute=0, second=0, microsecond=0, tzinfo=None)
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        cells = folder_of(tmp_path, DAYS[0], "cells")
+        assert client.post("/api/receive-data", json=late_row()).status_code == 200
+        engine.index.catchup.refresh()
+        if of_the_rows == "sealed again":
+            engine.index.sealer.seal_rows(DAYS[0], NEVER)
+        wanted = answers(client)
+    if of_the_store == "lost":
+        (tmp_path / ".gpumon" / "store.duckdb").unlink()
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        assert engine.index.shelf.cells[DAYS[0]] == cells
+        assert engine.index.shelf.without_cells() == DAYS[:1]
+        for level, least in (("hour", 20), ("fine", 240), ("metrics", 20)):
+            rolled = engine.index.store.execute(
+                "SELECT bucket FROM rolled WHERE level = ? AND origin = '20261120'", [level]
+            )
+            assert len(rolled) >= least
+            assert (hour,) not in rolled
+        assert ("20261120",) not in engine.index.store.execute("SELECT origin FROM day_cells")
+        assert (hour,) not in engine.index.store.execute("SELECT bucket FROM hour_cells WHERE origin = '20261120'")
+        assert answers(client) == wanted
+        seal_what_is_due_weeks_later(engine)
+        assert engine.index.shelf.without_cells() == []
+        assert answers(client) == wanted
+
+
 def sealed_again(client: Client, engine: Engine) -> None:
     sealed(engine)
     engine.index.shelf.delete_retired(5)
@@ -349,6 +382,11 @@ def late(client: Client, engine: Engine) -> None:
         client.post("/api/receive-data", json=[row | {"gpu_id": 1} for row in few_rows()[:3]]).status_code == 200
     )
     engine.index.catchup.refresh()
+
+
+def late_and_sealed(client: Client, engine: Engine) -> None:
+    late(client, engine)
+    engine.index.sealer.seal_rows(DAYS[0], NEVER)
 
 
 def rolled(client: Client, engine: Engine) -> None:
@@ -391,6 +429,12 @@ def made_anew(client: Client, engine: Engine) -> None:
         ([rolled], gone, "after"),
         ([sealed_again], compressed_and_deleted, "before"),
         ([sealed_again], made_anew, "before"),
+        ([sealed_again], late, "after"),
+        ([sealed_again], late, "never"),
+        ([sealed_again], late_and_sealed, "before"),
+        ([sealed_again], late_and_sealed, "after"),
+        ([sealed_again], late_and_sealed, "never"),
+        ([sealed_again, late], late_and_sealed, "before"),
     ],
 )
 def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(
@@ -400,7 +444,7 @@ def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(
     copied: str,
 ) -> None:
     """That of a server that was killed is as it was at its last checkpoint, or at the one before, where it was
-    killed just before that."""
+    killed just before that; or there is none."""
     store, older = tmp_path / ".gpumon" / "store.duckdb", tmp_path / "older"
     export = {"format": "csv", **RANGE}
     with served(tmp_path, "UTC", NOW) as (client, engine):
@@ -415,7 +459,10 @@ def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(
             shutil.copy(store, older)
         now = answers(client)
         lines = client.get("/api/export", params=export).text.count("\n")
-    shutil.copy(older, store)
+    if copied == "never":
+        store.unlink()
+    else:
+        shutil.copy(older, store)
     with served(tmp_path, "UTC", NOW) as (client, engine):
         for _ in range(2):
             assert answers(client) == now

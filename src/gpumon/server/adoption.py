@@ -109,7 +109,7 @@ class Adoption:
         folder, cells = there.cells_folder, there.cells
         if folder is not None and cells is not None:
             if known == str(folder):
-                self._shelf.adopt_cells(day, folder)
+                self._shelf.adopt_cells(day, folder, spoiled=cells.spoiled)
                 return
             fault = manifest.fault(folder, cells.outputs, only=manifest.LOADED)
             if fault is None:

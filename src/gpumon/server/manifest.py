@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -87,9 +87,9 @@ class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the accounts of a day: `raw` is the folder whose rows they were made of, `fine` and `hours` the runs of
-    buckets (naive UTC, from up to) that they hold, `metrics` the hours of figures; `stale_after` is the setting by
-    which they were made, in seconds."""
+    """Of the accounts of a day: `raw` is the folder of whose rows they are, `fine` and `hours` the runs of buckets
+    (naive UTC, from up to) that they hold, `metrics` the hours of figures; `stale_after` is the setting by which
+    they were made, in seconds. `spoiled`: rows came later, by which other buckets are out of date."""
 
     stamp: str
     stale_after: float
@@ -99,6 +99,7 @@ class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
     hours: list[tuple[datetime, datetime]]
     outputs: dict[str, Output]
     metrics: list[tuple[datetime, datetime]] = []
+    spoiled: bool = False
 
 
 Kind = TypeVar("Kind", RawManifest, CellsManifest)
@@ -191,6 +192,16 @@ def spoil(folder: Path) -> None:
     """Takes a folder's manifest away, so that it does not count at the next start. Raises OSError."""
     (folder / MANIFEST).unlink(missing_ok=True)
     sync_folder(folder)
+
+
+def spoil_cells(folder: Path, raw: str, runs: Mapping[str, list[tuple[datetime, datetime]]]) -> None:
+    """Notes of which buckets a folder of cells still holds what the rows in the folder `raw` come to: `runs` by
+    the manifest's names. Where there is no room for that, none of them counts. Raises OSError."""
+    try:
+        said = msgspec.structs.replace(read(folder, CellsManifest), raw=raw, spoiled=True, **runs)
+        replace_file(folder / MANIFEST, msgspec.json.encode(said))
+    except (OSError, msgspec.DecodeError):
+        spoil(folder)
 
 
 def _rewrite(folder: Path, raw: RawManifest) -> RawManifest:

@@ -77,7 +77,7 @@ class Scrubber:
     def _give_up_cells(self, day: date, folder: Path, wrong: str, *, suspect: bool) -> None:
         with self._exclusively():
             spoiled = day in self._shelf.spoiled
-            # What a late row spoiled is being made anew, and has no manifest until then.
+            # What a late row spoiled is being made anew, and on a full disk has no manifest until then.
             if self._shelf.cells.get(day) != folder or (spoiled and not suspect):
                 return
             has_rows = self._shelf.days[day].has_rows

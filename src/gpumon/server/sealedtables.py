@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 
+from gpumon.server.accounts.desk import Run, merged
 from gpumon.server.manifest import DAY_FORM, CellsManifest, RawManifest
 from gpumon.server.readings import COLUMNS, added_up, levels_of
 from gpumon.server.relations import SEALABLE, hot, parquet
@@ -56,7 +57,7 @@ def take_out(store: Store, day: date, names: Iterable[str]) -> list[datetime]:
 
 
 def put_cells_in(store: Store, day: date, folder: Path, cells: CellsManifest) -> None:
-    """Takes a day's cells in, in place of what was rolled of it."""
+    """Takes a day's cells in, in place of what was rolled of it; of those that are spoiled, what still counts."""
     key = key_of(day)
     take_cells_out(store, day)
     for level, runs in (("fine", cells.fine), ("hour", cells.hours)):
@@ -64,13 +65,16 @@ def put_cells_in(store: Store, day: date, folder: Path, cells: CellsManifest) ->
             store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
             store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
             _note_rolled(store, level, (of, to), key)
-    for of, to in cells.hours:
-        store.execute("INSERT INTO rolled VALUES (?, ?, 'day', ?)", [of, to, key])
     for run in cells.metrics:
         _note_rolled(store, "metrics", run, key)
-    for table, file in (("hour_cells", "hours"), ("day_cells", "days")):
-        source = parquet([folder / f"{file}.parquet"])
-        store.execute(f"INSERT INTO {table} BY NAME SELECT *, '{key}' AS origin FROM {source}")
+    rolled = f"(SELECT bucket FROM rolled WHERE level = 'hour' AND origin = '{key}')"
+    hours = f"{parquet([folder / 'hours.parquet'])} SEMI JOIN {rolled} USING (bucket)"
+    store.execute(f"INSERT INTO hour_cells BY NAME SELECT *, '{key}' AS origin FROM {hours}")
+    if not cells.spoiled:
+        for of, to in cells.hours:
+            store.execute("INSERT INTO rolled VALUES (?, ?, 'day', ?)", [of, to, key])
+        whole = parquet([folder / "days.parquet"])
+        store.execute(f"INSERT INTO day_cells BY NAME SELECT *, '{key}' AS origin FROM {whole}")
     store.execute("UPDATE sealed SET cells = ?, metrics = ? WHERE day = ?", [str(folder), str(folder), day])
 
 
@@ -82,6 +86,24 @@ def _note_rolled(store: Store, level: str, run: tuple[datetime, datetime], key: 
         FROM (SELECT unnest(range(?::TIMESTAMP, ?::TIMESTAMP, INTERVAL {step})) AS bucket)""",
         [level, key, *run],
     )
+
+
+def runs_of(store: Store, day: date) -> dict[str, list[Run]]:
+    """Of which stretches of time a day's cells count, by the names in their manifest."""
+    levels = {"fine": "fine", "hours": "hour", "metrics": "metrics"}
+    return {
+        name: list(
+            merged(
+                [
+                    (bucket, until)
+                    for bucket, until in store.execute(
+                        "SELECT bucket, until FROM rolled WHERE level = ? AND origin = ?", [level, key_of(day)]
+                    )
+                ]
+            )
+        )
+        for name, level in levels.items()
+    }
 
 
 def take_cells_out(store: Store, day: date) -> None:

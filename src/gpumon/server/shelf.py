@@ -15,7 +15,6 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from gpumon.server import manifest
-from gpumon.server.accounts.cells import HOUR
 from gpumon.server.arrivals import Arrivals, Stretch
 from gpumon.server.database import DatabaseError
 from gpumon.server.days import FileNames, local_midnight
@@ -28,6 +27,7 @@ from gpumon.server.sealedtables import (
     note_file,
     put_cells_in,
     put_in,
+    runs_of,
     take_cells_out,
     take_fine_out,
     take_metrics_out,
@@ -171,9 +171,11 @@ class Shelf:
             self._note(day, folder, raw)
         self.days[day], self.folders[day] = raw, folder
 
-    def adopt_cells(self, day: date, folder: Path) -> None:
-        """The store has a day's cells, those of this folder."""
+    def adopt_cells(self, day: date, folder: Path, *, spoiled: bool) -> None:
+        """The store has a day's cells, those of this folder; `spoiled`: some are out of date."""
         self.cells[day] = folder
+        if spoiled:
+            self.spoiled.add(day)
 
     def touch(self, day: date) -> None:
         """No rollup was told of a day's rows: what is rolled around them is out of date. Raises DatabaseError."""
@@ -213,9 +215,9 @@ class Shelf:
             if not known:
                 self._touch(raw)
             self._arrivals.move_in(read, known=True)
+        self._note(day, folder, raw)
         if old is not None and old != folder:
             self.spoil([day.strftime(DAY_FORM)])  # which were made of the other folder
-        self._note(day, folder, raw)
         self._note_taken(day)
         for tail in read:
             self.remember(tail)
@@ -229,9 +231,11 @@ class Shelf:
         """Takes a day's cells into the rollups of the accounts. Raises DatabaseError."""
         old = self.cells.get(day)
         with self._store.transaction():
-            self._put_cells_in(day, folder, cells)
-        self.cells[day] = folder
+            put_cells_in(self._store, day, folder, cells)
+            hours = [hour for hour in self._touched.hours if any(of <= hour < to for of, to in cells.hours)]
+            self._touched.done(hours)
         self.spoiled.discard(day)
+        self.adopt_cells(day, folder, spoiled=cells.spoiled)
         if old is not None and old != folder:
             self.retire(old)
 
@@ -274,11 +278,12 @@ class Shelf:
 
     def spoil(self, days: Iterable[str]) -> None:
         """Some cells of these days (YYYYMMDD) are out of date, by rows that are about to be in the store: they are
-        to be made anew, also when the server is killed now."""
+        to be made anew, also when the server is killed now. The others count until then, also for a store that is
+        made anew. Raises DatabaseError or OSError."""
         for name in days:
             day = datetime.strptime(name, DAY_FORM).date()
             if day in self.cells:
-                manifest.spoil(self.cells[day])
+                manifest.spoil_cells(self.cells[day], self.folders[day].name, runs_of(self._store, day))
                 self.spoiled.add(day)
 
     def forget_rows(self, day: date) -> None:
@@ -338,11 +343,6 @@ class Shelf:
                 self.files.pop(file.name, None)
         self.deferred.discard(day)
         self._touched.note_sealed(raw.longest_interval, raw.unstated)
-
-    def _put_cells_in(self, day: date, folder: Path, cells: CellsManifest) -> None:
-        put_cells_in(self._store, day, folder, cells)
-        of, to = self.bounds(day)
-        self._touched.done([hour for hour in self._touched.hours if of <= hour and hour + HOUR <= to])
 
     def _sealed_names(self, day: date) -> list[str]:
         """The files of a day that the store has as sealed; an older one may have them by other names."""
