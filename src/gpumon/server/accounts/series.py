@@ -167,12 +167,15 @@ def _pieces(wanted: Wanted, run: Run, reading: Reading) -> Iterator[Run]:
     """A stretch of time, divided so that memory is enough for each part's rows of the GPUs in question."""
     if wanted.gpu_uuid is not None and run[1] - run[0] <= _DAY:
         return iter([run])
-    chosen = {column: value for column, value in wanted.chosen.items() if column in slices.PLACE}
-    known = _known_as(reading.places_in(run))
+    gpus = _of_gpus(wanted, run, reading)
     weight = _ROWS_OF_PODS if wanted.of_pods else 1
-    rows = f"SELECT utc_hour, {weight} * sum(rows) FROM ({known}) WHERE {_conditions(chosen)}"
-    sql = f"{rows} GROUP BY utc_hour ORDER BY utc_hour"
-    return pieces_of(run, reading.select(sql, chosen))
+    sql = f"""
+        SELECT utc_hour, {weight} * sum(rows) FROM {reading.places_in(run)}
+        WHERE {" OR ".join(of for of, _ in gpus)} GROUP BY utc_hour ORDER BY utc_hour"""
+    values = dict(wanted.chosen)
+    for _, named in gpus:
+        values |= named
+    return pieces_of(run, reading.select(sql, slices.bound_values(sql, values)))
 
 
 def _of_rows(
