@@ -53,7 +53,6 @@ def rows() -> list[dict[str, Any]]:
         full_sample(
             timestamp=moment.isoformat(), sampled_at=moment.isoformat(), interval_seconds=100.0, holder_count=1,
             utilization_gpu=float(number % 101), pods=[pod(utilization=float(number % 101))],
-            energy_mj=number * number * 1000,
         )
         for number, moment in enumerate(moments)
     ]  # fmt: skip
@@ -97,7 +96,6 @@ def answers(client: Client) -> list[Any]:
         client.get("/api/ledger", params=RANGE | {"group_by": "pod"}),
         client.get("/api/utilization", params=RANGE),
         client.get("/api/series", params=RANGE | {"metric": "power_draw", "step": "1h"}),
-        client.get("/api/series", params=RANGE | {"metric": "energy_mj", "step": "1h"}),
     ]
     assert [answer.status_code for answer in asked] == [200] * len(asked), [answer.text for answer in asked]
     return [answer.json()["data"] for answer in asked]
@@ -352,7 +350,6 @@ def test_what_a_late_row_leaves_of_a_days_accounts_counts_after_a_restart(
             assert len(rolled) >= least
             assert (hour,) not in rolled
         assert ("20261120",) not in engine.index.store.execute("SELECT origin FROM day_cells")
-        assert (str(cells), str(cells)) in engine.index.store.execute("SELECT cells, metrics FROM sealed")
         assert (hour,) not in engine.index.store.execute("SELECT bucket FROM hour_cells WHERE origin = '20261120'")
         assert answers(client) == wanted
         seal_what_is_due_weeks_later(engine)

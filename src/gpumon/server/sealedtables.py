@@ -26,10 +26,8 @@ class Known:
     sealed: bool
 
 
-def put_in(store: Store, day: date, folder: Path, raw: RawManifest) -> None:
-    """Takes the rows of a day's files from the hot tables, and what is sealed of them in their place. The day's
-    cells stay what they are."""
-    of_cells = store.execute("SELECT cells, metrics FROM sealed WHERE day = ?", [day]) or [(None, None)]
+def put_in(store: Store, day: date, folder: Path, raw: RawManifest, cells: Path | None) -> None:
+    """Takes the rows of a day's files from the hot tables, and what is sealed of them in their place."""
     for file in raw.files:
         forget_rows(store, file.name)
         if raw.has_rows:
@@ -40,9 +38,9 @@ def put_in(store: Store, day: date, folder: Path, raw: RawManifest) -> None:
     store.execute(f"INSERT INTO sealed_hours BY NAME SELECT *, ? AS sealed FROM ({added_up(source, ())})", [day])
     store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
     store.execute(
-        "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO sealed VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)",
         [
-            day, str(folder), raw.has_rows, *of_cells[0],
+            day, str(folder), raw.has_rows, None if cells is None else str(cells),
             raw.first_at, raw.last_at, raw.longest_interval, raw.unstated,
         ],
     )  # fmt: skip
@@ -67,7 +65,7 @@ def put_cells_in(store: Store, day: date, folder: Path, cells: CellsManifest) ->
             store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
             store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
             _note_rolled(store, level, (of, to), key)
-    for run in cells.figures:
+    for run in cells.metrics:
         _note_rolled(store, "metrics", run, key)
     rolled = f"(SELECT bucket FROM rolled WHERE level = 'hour' AND origin = '{key}')"
     hours = f"{parquet([folder / 'hours.parquet'])} SEMI JOIN {rolled} USING (bucket)"
@@ -92,7 +90,7 @@ def _note_rolled(store: Store, level: str, run: tuple[datetime, datetime], key: 
 
 def runs_of(store: Store, day: date) -> dict[str, list[Run]]:
     """Of which stretches of time a day's cells count, by the names in their manifest."""
-    levels = {"fine": "fine", "hours": "hour", "figures": "metrics"}
+    levels = {"fine": "fine", "hours": "hour", "metrics": "metrics"}
     return {
         name: list(
             merged(
