@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gpumon.clock import to_wire
-from gpumon.server.accounts import pieces
+from gpumon.server.accounts import pieces, slices
 from gpumon.server.accounts.buckets import FEW_POINTS, begins_of, buckets_of, edges_of, step_of
 from gpumon.server.accounts.ranges import Span, duration
 from gpumon.server.accounts.series import AGGREGATES
@@ -168,6 +168,22 @@ def test_a_counter_is_its_increase_per_second_and_a_reset_or_a_gap_is_left_out(s
     expected = [(150.0, 2), (225.0, 2), (None, 0), (50.0, 1)]
     assert [(p["value"], p["samples"]) for p in answer["points"]] == expected
     assert answer["unit"] == "mJ/s"
+
+
+def test_no_counter_of_a_csv_is_too_far_from_the_one_before() -> None:
+    low, high = -(2**63), 2**63 - 1
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE cell_ticks (sample BIGINT, gpu UBIGINT, client_name TEXT, gpu_id BIGINT, moment BIGINT, "
+            "stated BIGINT, energy_mj BIGINT)"
+        )
+        for number, value in enumerate((low, high, low)):
+            moment = number * 10_000_000
+            row = [number, 7, "node-1", 0, moment, 10_000_000, value]
+            connection.execute("INSERT INTO cell_ticks VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        sql = f"SELECT energy_mj FROM ({slices.stands(('sample',), ('energy_mj',))}) ORDER BY sample"
+        found = connection.execute(sql, {"stale": 1}).fetchall()
+    assert found == [(None,), (pytest.approx(2**64 / 10),), (None,)]
 
 
 def test_a_step_is_chosen_that_gives_few_points() -> None:

@@ -108,8 +108,8 @@ class Adoption:
     def _adopt_cells(self, day: date, there: Found, known: str | None) -> None:
         folder, cells = there.cells_folder, there.cells
         if folder is not None and cells is not None:
-            if known == str(folder):
-                self._shelf.adopt_cells(day, folder, spoiled=cells.spoiled)
+            if known == str(folder) and not cells.spoiled:
+                self._shelf.adopt_cells(day, folder)
                 return
             fault = manifest.fault(folder, cells.outputs, only=manifest.LOADED)
             if fault is None:

@@ -88,8 +88,8 @@ class RawManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the accounts of a day: `raw` is the folder of whose rows they are, `fine` and `hours` the runs of buckets
-    (naive UTC, from up to) that they hold, `metrics` the hours of figures; `stale_after` is the setting by which
-    they were made, in seconds. `spoiled`: rows came later, by which other buckets are out of date."""
+    (naive UTC, from up to) that count, `figures` the hours of figures; `stale_after` is the setting by which they
+    were made, in seconds. `spoiled`: rows came later, by which other buckets are out of date."""
 
     stamp: str
     stale_after: float
@@ -98,7 +98,7 @@ class CellsManifest(msgspec.Struct, frozen=True, kw_only=True):
     fine: list[tuple[datetime, datetime]]
     hours: list[tuple[datetime, datetime]]
     outputs: dict[str, Output]
-    metrics: list[tuple[datetime, datetime]] = []
+    figures: list[tuple[datetime, datetime]] = []
     spoiled: bool = False
 
 

@@ -76,12 +76,12 @@ class Scrubber:
 
     def _give_up_cells(self, day: date, folder: Path, wrong: str, *, suspect: bool) -> None:
         with self._exclusively():
-            spoiled = day in self._shelf.spoiled
-            # What a late row spoiled is being made anew, and on a full disk has no manifest until then.
-            if self._shelf.cells.get(day) != folder or (spoiled and not suspect):
+            # What late rows spoiled, and there was no room to note: it has no manifest, and is being made anew.
+            unnoted = day in self._shelf.spoiled and not (folder / manifest.MANIFEST).exists()
+            if self._shelf.cells.get(day) != folder or (unnoted and not suspect):
                 return
             has_rows = self._shelf.days[day].has_rows
-            if has_rows and not spoiled:
+            if has_rows and not unnoted:
                 self.damaged_days += 1
                 log.error("sealed_accounts_damaged day=%s fault=%s: they are made anew", day, wrong)
                 self._shelf.remove_cells(day)

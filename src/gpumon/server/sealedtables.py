@@ -26,8 +26,10 @@ class Known:
     sealed: bool
 
 
-def put_in(store: Store, day: date, folder: Path, raw: RawManifest, cells: Path | None) -> None:
-    """Takes the rows of a day's files from the hot tables, and what is sealed of them in their place."""
+def put_in(store: Store, day: date, folder: Path, raw: RawManifest) -> None:
+    """Takes the rows of a day's files from the hot tables, and what is sealed of them in their place. The day's
+    cells stay what they are."""
+    of_cells = store.execute("SELECT cells, metrics FROM sealed WHERE day = ?", [day]) or [(None, None)]
     for file in raw.files:
         forget_rows(store, file.name)
         if raw.has_rows:
@@ -38,9 +40,9 @@ def put_in(store: Store, day: date, folder: Path, raw: RawManifest, cells: Path 
     store.execute(f"INSERT INTO sealed_hours BY NAME SELECT *, ? AS sealed FROM ({added_up(source, ())})", [day])
     store.execute(f"INSERT INTO levels SELECT *, ? FROM ({levels_of(source)})", [day])
     store.execute(
-        "INSERT INTO sealed VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)",
+        "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            day, str(folder), raw.has_rows, None if cells is None else str(cells),
+            day, str(folder), raw.has_rows, *of_cells[0],
             raw.first_at, raw.last_at, raw.longest_interval, raw.unstated,
         ],
     )  # fmt: skip
@@ -65,7 +67,7 @@ def put_cells_in(store: Store, day: date, folder: Path, cells: CellsManifest) ->
             store.execute("DELETE FROM rolled WHERE level = ? AND bucket >= ? AND bucket < ?", [level, of, to])
             store.execute(f"DELETE FROM {level}_cells WHERE bucket >= ? AND bucket < ?", [of, to])
             _note_rolled(store, level, (of, to), key)
-    for run in cells.metrics:
+    for run in cells.figures:
         _note_rolled(store, "metrics", run, key)
     rolled = f"(SELECT bucket FROM rolled WHERE level = 'hour' AND origin = '{key}')"
     hours = f"{parquet([folder / 'hours.parquet'])} SEMI JOIN {rolled} USING (bucket)"
@@ -90,7 +92,7 @@ def _note_rolled(store: Store, level: str, run: tuple[datetime, datetime], key: 
 
 def runs_of(store: Store, day: date) -> dict[str, list[Run]]:
     """Of which stretches of time a day's cells count, by the names in their manifest."""
-    levels = {"fine": "fine", "hours": "hour", "metrics": "metrics"}
+    levels = {"fine": "fine", "hours": "hour", "figures": "metrics"}
     return {
         name: list(
             merged(

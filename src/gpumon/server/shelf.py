@@ -167,15 +167,13 @@ class Shelf:
         """A day is sealed; `known`: the store has it. Raises DatabaseError."""
         if not known:
             with self._store.transaction():
-                put_in(self._store, day, folder, raw, None)
+                put_in(self._store, day, folder, raw)
             self._note(day, folder, raw)
         self.days[day], self.folders[day] = raw, folder
 
-    def adopt_cells(self, day: date, folder: Path, *, spoiled: bool) -> None:
-        """The store has a day's cells, those of this folder; `spoiled`: some are out of date."""
+    def adopt_cells(self, day: date, folder: Path) -> None:
+        """The store has a day's cells, those of this folder."""
         self.cells[day] = folder
-        if spoiled:
-            self.spoiled.add(day)
 
     def touch(self, day: date) -> None:
         """No rollup was told of a day's rows: what is rolled around them is out of date. Raises DatabaseError."""
@@ -211,17 +209,17 @@ class Shelf:
         read = [self._arrivals.read(tail, number) for number, tail in enumerate(tails)]
         old = self.folders.get(day)
         with self._store.transaction():
-            put_in(self._store, day, folder, raw, self.cells.get(day))
+            put_in(self._store, day, folder, raw)
             if not known:
                 self._touch(raw)
             self._arrivals.move_in(read, known=True)
         self._note(day, folder, raw)
-        if old is not None and old != folder:
-            self.spoil([day.strftime(DAY_FORM)])  # which were made of the other folder
-        self._note_taken(day)
         for tail in read:
             self.remember(tail)
         self._arrivals.after(read)
+        if old is not None and old != folder:
+            self.spoil([day.strftime(DAY_FORM)])  # which were made of the other folder
+        self._note_taken(day)
         if not known:
             self._store.remember_latest()
         if old is not None and old != folder:
@@ -234,8 +232,11 @@ class Shelf:
             put_cells_in(self._store, day, folder, cells)
             hours = [hour for hour in self._touched.hours if any(of <= hour < to for of, to in cells.hours)]
             self._touched.done(hours)
-        self.spoiled.discard(day)
-        self.adopt_cells(day, folder, spoiled=cells.spoiled)
+        self.cells[day] = folder
+        if cells.spoiled:
+            self.spoiled.add(day)
+        else:
+            self.spoiled.discard(day)
         if old is not None and old != folder:
             self.retire(old)
 

@@ -38,7 +38,7 @@ from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
 
-_FORM: Final = "4"
+_FORM: Final = "5"
 _ROOM_BYTES: Final = 256 * 2**20
 """Twice the CSV after which `catchup` has a checkpoint made."""
 

@@ -135,6 +135,12 @@ class Touched:
                 continue
             hour = _floor(bucket, HOUR)
             of, to = (bucket, bucket + FINE) if origin == HOT else (hour, hour + HOUR)
+            for (other,) in self._store.execute(  # an hour of a chart may be of the day beside, too
+                f"SELECT DISTINCT origin FROM rolled WHERE level = 'metrics' AND bucket < ? AND until > ? "
+                f"AND {_REPLACEABLE}",
+                [to, of],
+            ):
+                self._stale_days.add(other)
             for condition, values in (
                 ("level = 'fine' AND bucket >= ? AND bucket < ?", [of, to]),
                 ("level = 'hour' AND bucket = ?", [hour]),

@@ -30,8 +30,8 @@ KNOWN_FOR: Final = timedelta(days=1)
 LONGEST_SECONDS: Final = BY_NAME["interval_seconds"].high or 0.0
 """The most that one sample can stand for."""
 
-FOLLOWS: Final = 2
-"""A sample follows the one before if that is up to so many of its intervals ago: one may be missing."""
+FOLLOWS: Final = 2.5
+"""A sample follows the one before if that is up to so many of its intervals ago: one may have been lost."""
 
 PLACE: Final = ("client_name", "gpu_id", "gpu_uuid", "node", "gpu_name")
 """Where a GPU was seen, as what: it may change its node, index or name."""
@@ -137,8 +137,8 @@ def stands(carried: Sequence[str] = ("sample", "place"), counters: Sequence[str]
     there are.)
 
     Of `counters` comes the increase per second since the GPU's sample before, if that is no longer ago than
-    FOLLOWS intervals: across a gap it says nothing of the seconds that the sample stands for. NULL where a counter
-    has stepped back, as after a driver reload."""
+    FOLLOWS intervals: across a gap it says nothing of the seconds that the sample stands for. NULL also where the
+    counter has stepped back, as after a driver reload, or the sample before has none."""
     columns = ", ".join(["moment", *carried])
     before = "WINDOW before AS (ORDER BY gpu, moment)" if counters else ""
     return f"""
@@ -156,7 +156,7 @@ def stands(carried: Sequence[str] = ("sample", "place"), counters: Sequence[str]
 
 def _increase(counter: str) -> str:
     """SQL for a counter's increase per second; of a GPU's first sample there is no `gap`."""
-    since = f"({counter} - lag({counter}) OVER before)"
+    since = f"(CAST({counter} AS HUGEINT) - lag({counter}) OVER before)"  # a CSV may hold anything
     is_known = f"gap <= coalesce({FOLLOWS} * stated, $stale) AND {since} >= 0"
     return f"CASE WHEN {is_known} THEN {since} / (gap / 1e6) END AS {counter}"
 

@@ -66,7 +66,7 @@ def seal_cells(job: CellsJob) -> dict[str, Any]:
         raw=Path(job.rows).name,
         fine=[(buckets[0][0], buckets[-1][1])] if buckets else [],
         hours=[(hours[0][0], hours[-1][1])] if hours else [],
-        metrics=metrics.hours_of_day(job.begin, job.end),
+        figures=metrics.hours_of_day(job.begin, job.end),
         outputs=outputs_of(folder),
     )
     (folder / MANIFEST).write_bytes(msgspec.json.encode(cells))
