@@ -204,6 +204,26 @@ def test_a_day_of_which_rows_and_accounts_are_damaged_is_made_anew(tmp_path: Pat
         assert answers(client) == before
 
 
+@pytest.mark.parametrize("name", ["fine.parquet", "metrics.parquet"])
+def test_what_late_rows_left_of_a_days_accounts_is_checked_as_well(tmp_path: Path, name: str) -> None:
+    part = {"start": "2026-11-20T20:12:10Z", "end": "2026-11-20T22:07:00Z"}
+    with served(tmp_path, "UTC", NOW) as (client, engine):
+        filled(client, engine)
+        assert client.post("/api/receive-data", json=late_row()).status_code == 200
+        before = [*answers(client), client.get("/api/usage", params=part).json()["data"]]
+        assert engine.index.shelf.spoiled == {DAYS[0]}
+        flip_a_byte(folder_of(tmp_path, DAYS[0], "cells") / name)
+        engine.index.scrubber.scrub(NEVER)
+        assert not list(
+            differences([*answers(client), client.get("/api/usage", params=part).json()["data"]], before)
+        )
+        assert "gpumon_server_sealed_days_damaged_total 1.0" in client.get("/metrics").text
+        sealed(engine)
+        assert not list(
+            differences([*answers(client), client.get("/api/usage", params=part).json()["data"]], before)
+        )
+
+
 def test_a_query_that_fails_on_a_sealed_file_has_all_of_them_checked(tmp_path: Path) -> None:
     with served(tmp_path, "UTC", NOW) as (client, engine):
         filled(client, engine)
@@ -398,6 +418,15 @@ def late_and_sealed(client: Client, engine: Engine) -> None:
     engine.index.sealer.seal_rows(DAYS[0], NEVER)
 
 
+def late_after_midnight_and_sealed(client: Client, engine: Engine) -> None:
+    """By which the last seconds of the day before are another sample's."""
+    moment = "2026-11-21T00:00:10+00:00"
+    row = rows()[144] | {"timestamp": moment, "sampled_at": moment, "pods": [pod(utilization=99.0)]}
+    assert client.post("/api/receive-data", json=row | {"utilization_gpu": 99.0}).status_code == 200
+    engine.index.catchup.refresh()
+    engine.index.sealer.seal_rows(DAYS[1], NEVER)
+
+
 def rolled(client: Client, engine: Engine) -> None:
     engine.index.catchup.refresh()
     engine.index.roller.roll_due(NEVER.is_set, patient=False)
@@ -444,6 +473,8 @@ def made_anew(client: Client, engine: Engine) -> None:
         ([sealed_again], late_and_sealed, "after"),
         ([sealed_again], late_and_sealed, "never"),
         ([sealed_again, late], late_and_sealed, "before"),
+        ([sealed_again], late_after_midnight_and_sealed, "before"),
+        ([sealed_again], late_after_midnight_and_sealed, "never"),
     ],
 )
 def test_a_store_that_is_older_than_what_is_there_is_brought_up_to_it(
@@ -634,6 +665,32 @@ def test_figures_of_metrics_outlive_the_rows_of_whole_local_hours(tmp_path: Path
         without_rows(engine)
         assert hour_by_hour(client) == before
         assert sum(value is not None for value in before) >= 7
+
+
+def test_an_hour_of_both_days_that_a_late_row_took_from_one_is_made_anew_of_the_other(tmp_path: Path) -> None:
+    """Days begin at 18:30 UTC, and what is out of date of a sealed day is so by whole hours of UTC."""
+    begin = datetime(2026, 11, 20, 16, 0, 30, tzinfo=UTC)
+    moments = [begin + timedelta(seconds=100 * number) for number in range(180)]
+    posted = [
+        row | {"timestamp": moment.isoformat(), "sampled_at": moment.isoformat()}
+        for row, moment in zip(rows(), moments, strict=False)
+    ]
+    with served(tmp_path, "Asia/Kolkata", NOW) as (client, engine):
+        assert client.post("/api/receive-data", json=posted).status_code == 200
+        sealed(engine)
+        figures_of = "SELECT bucket FROM rolled WHERE level = 'metrics' AND origin = '20261121' ORDER BY bucket"
+        before = engine.index.store.execute(figures_of)
+        moment = "2026-11-20T18:10:00+00:00"  # 23:40
+        late = posted[0] | {"timestamp": moment, "sampled_at": moment, "gpu_id": 1, "gpu_uuid": "GPU-1"}
+        assert client.post("/api/receive-data", json=late).status_code == 200
+        engine.index.catchup.refresh()
+        assert engine.index.store.execute(figures_of) == before[1:]
+        assert engine.index.shelf.without_cells() == DAYS
+        seal_what_is_due_weeks_later(engine)
+        assert engine.index.store.execute(figures_of) == before
+        points = hour_by_hour(client)
+        without_rows(engine)
+        assert hour_by_hour(client) == points
 
 
 def test_figures_that_nobody_could_make_again_are_missing_when_they_are_damaged_and_nothing_else_is(
