@@ -158,7 +158,8 @@ class Place:
             )
             if origin == HOT or origin in folders
         ]
-        self._show_cells([folders[origin] for origin in sorted({origin for _, origin in fine} - {HOT})])
+        if fine:
+            self._show_fine([folders[origin] for origin in sorted({origin for _, origin in fine} - {HOT})])
         return Coverage(
             hours=_runs(hours, HOUR),
             fine=_runs([bucket for bucket, _ in fine], FINE),
@@ -171,9 +172,7 @@ class Place:
             self.select(f"SELECT strftime(day, '%Y%m%d'), {column} FROM sealed WHERE {column} IS NOT NULL")
         )
 
-    def _show_cells(self, folders: Sequence[str]) -> None:
-        for name in ("day_cells", "hour_cells"):
-            self.select(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * EXCLUDE (origin) FROM store.main.{name}")
+    def _show_fine(self, folders: Sequence[str]) -> None:
         sources = [f"SELECT * EXCLUDE (origin) FROM store.main.fine_cells WHERE origin = '{HOT}'"]
         if folders:
             files = parquet(Path(folder) / "fine.parquet" for folder in folders)

@@ -32,6 +32,11 @@ class Query:
     windows: Sequence[Window] = ()
     tables: Mapping[str, Sequence[str]] = field(default_factory=lambda: WHOLE)
 
+    @property
+    def has_latest(self) -> bool:
+        """Whether it looks at the newest samples."""
+        return "live.latest" in self.sql
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -59,9 +64,10 @@ class Filter:
 
 
 def select_by_hour(wanted: Filter) -> Query:
-    """Per (date, hour) with readings, in any order: sum and count of utilization_gpu, its extremes, and how many
-    minutes hold a reading (a bit for each, so that many GPUs count a minute once). An hour that the clocks repeat,
-    or that straddles two hours of UTC, comes in two rows that add up."""
+    """Per (date, hour) with rows, in any order: sum and count of utilization_gpu, its extremes, and how many
+    minutes hold a reading (a bit for each, so that many GPUs count a minute once); of one without readings the
+    count is 0. An hour that the clocks repeat, or that straddles two hours of UTC, comes in two rows that add
+    up."""
     where, parameters = wanted.where("day")
     of_all = wanted.gpu_id is None and wanted.client_name is None
     columns = "day, hour, utc_hour, total, readings, low, high, minutes"
@@ -72,7 +78,7 @@ def select_by_hour(wanted: Filter) -> Query:
         SELECT day, hour, sum(total) AS total, CAST(sum(readings) AS BIGINT) AS readings, min(low) AS low,
                max(high) AS high, CAST(bit_count(bit_or(minutes)) AS INTEGER) AS minutes
         FROM (SELECT {whose} FROM readings UNION ALL SELECT {whose} FROM {sealed})
-        WHERE {where} AND readings > 0
+        WHERE {where}
         GROUP BY day, hour, utc_hour
         """,
         parameters,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -49,7 +50,7 @@ class Reader:
         """Averages and extremes of utilization_gpu over a range, or over all that is stored."""
         self._check(wanted)
         self._refresh()
-        by_hour = self._by_hour(wanted)
+        by_hour, first = self._by_hour(wanted)
         days = by_day(by_hour)
         whole = together(by_hour.values())
         return {
@@ -62,14 +63,14 @@ class Reader:
             "gpu_id": wanted.gpu_id,
             "client_name": wanted.client_name,
             "samples": whole.readings,
-            "coverage": self._coverage(whole.minutes, wanted),
+            "coverage": self._coverage(whole.minutes, wanted, first),
         }
 
     def hourly_usage(self, wanted: Filter) -> Answer:
         """The mean utilization of every hour of a range."""
         first, last = self._check(wanted)
         self._refresh()
-        found = self._by_hour(wanted)
+        found, _ = self._by_hour(wanted)
         empty = Figures()
         hours = [
             (day, hour, found.get((day, hour), empty)) for day in days_between(first, last) for hour in range(24)
@@ -92,7 +93,7 @@ class Reader:
         """The extremes of utilization of every day of a range."""
         first, last = self._check(wanted)
         self._refresh()
-        found = by_day(self._by_hour(wanted))
+        found = by_day(self._by_hour(wanted)[0])
         empty = Figures()
         days = [(day, found.get(day, empty)) for day in days_between(first, last)]
         return self._chart(
@@ -193,14 +194,19 @@ class Reader:
             )
         return first, last
 
-    def _by_hour(self, wanted: Filter) -> dict[tuple[date, int], Figures]:
+    def _by_hour(self, wanted: Filter) -> tuple[dict[tuple[date, int], Figures], date | None]:
+        """Of each hour with readings; and the first day with rows of those asked for."""
+        rows = sorted(self._store.select(queries.select_by_hour(wanted)), key=itemgetter(0, 1))
         found: dict[tuple[date, int], Figures] = {}
-        for day, hour, *figures in sorted(self._store.select(queries.select_by_hour(wanted))):
+        for day, hour, total, readings, *others in rows:
+            if not readings:
+                continue
+            figures = Figures(total, readings, *others)
             if (before := found.get((day, hour))) is None:
-                found[day, hour] = Figures(*figures)
+                found[day, hour] = figures
             else:
-                before.add(Figures(*figures))
-        return found
+                before.add(figures)
+        return found, rows[0][0] if rows else None
 
     def _chart(self, wanted: Filter, found: Iterable[Figures], items: list[Answer]) -> Answer:
         return {
@@ -211,11 +217,14 @@ class Reader:
             "coverage": self._coverage(together(found).minutes, wanted),
         }
 
-    def _coverage(self, minutes: int, wanted: Filter) -> float:
+    def _coverage(self, minutes: int, wanted: Filter, found: date | None = None) -> float:
         """Share of the asked minutes up to now that hold a reading; 0.0 when none has passed. An open start is
-        the first day that is stored."""
+        the first day that is stored: the first that was `found` where all GPUs were asked for."""
         now = self._now()
-        first = wanted.start or self._store.select(queries.select_first_day())[0][0]
+        of_all = wanted.gpu_id is None and wanted.client_name is None
+        first = wanted.start or (found if of_all else None)
+        if first is None and minutes:
+            first = self._store.select(queries.select_first_day())[0][0]
         if first is None or minutes == 0:
             return 0.0
         today = now.astimezone(self._zone).date()

@@ -51,15 +51,23 @@ def hot(table: Table) -> str:
     return f"hot_{table.name}" if table in SEALABLE else table.name
 
 
-def views(
-    sealed: Iterable[SealedRaw], windows: Sequence[Window], tables: Mapping[str, Sequence[str]] = WHOLE
-) -> list[str]:
-    """Statements that make relations, with all rows within the windows (naive UTC) at least, and these columns."""
-    touched = [raw for raw in sealed if any(raw.touches(window) for window in windows)]
+def views(sealed: Iterable[SealedRaw], windows: Sequence[Window]) -> list[str]:
+    """Statements that make relations, with all rows within the windows (naive UTC) at least."""
     return [
-        f"CREATE OR REPLACE TEMP VIEW {table} AS {_rows(table, columns, touched)}"
-        for table, columns in tables.items()
+        f"CREATE OR REPLACE TEMP VIEW {table} AS {rows}"
+        for table, rows in _touched(sealed, windows, WHOLE).items()
     ]
+
+
+def with_rows(
+    sql: str, sealed: Iterable[SealedRaw], windows: Sequence[Window], tables: Mapping[str, Sequence[str]]
+) -> str:
+    """A query with these relations in itself: to make views for one takes as long as to read a few minutes."""
+    relations = ", ".join(
+        f"{table} AS NOT MATERIALIZED ({rows})" for table, rows in _touched(sealed, windows, tables).items()
+    )
+    query = sql.strip()
+    return f"WITH {relations}, {query[5:]}" if query.startswith("WITH ") else f"WITH {relations} {query}"
 
 
 def rows_in(table: str, columns: Sequence[str], sealed: Iterable[SealedRaw], window: Window) -> str:
@@ -86,6 +94,13 @@ def sealed_rows(columns: Sequence[str], files: Mapping[int, Path]) -> str:
         f"SELECT {', '.join(columns)}, CAST({number} * {_FILE} + file_row_number AS BIGINT) AS row_id "
         f"FROM {parquet(files.values())}"
     )
+
+
+def _touched(
+    sealed: Iterable[SealedRaw], windows: Sequence[Window], tables: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    touched = [raw for raw in sealed if any(raw.touches(window) for window in windows)]
+    return {table: _rows(table, columns, touched) for table, columns in tables.items()}
 
 
 def _rows(table: str, columns: Sequence[str], sealed: Sequence[SealedRaw]) -> str:

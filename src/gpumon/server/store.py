@@ -23,7 +23,7 @@ import contextlib
 import logging
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ from gpumon.server import readings
 from gpumon.server.database import Database, DatabaseError, Parameters, Reading, Rows, UnreadableFile
 from gpumon.server.disk import cannot_write, try_to_write
 from gpumon.server.queries import LATEST_KEY, SAMPLE_COLUMNS, Query
-from gpumon.server.relations import WHOLE, SealedRaw, Window, hot, parquet, views
+from gpumon.server.relations import SealedRaw, Window, hot, parquet, views, with_rows
 from gpumon.server.tables import SAMPLES, TABLES
 
 log = logging.getLogger(__name__)
@@ -122,20 +122,23 @@ class Store:
 
     def select(self, query: Query) -> Rows:
         """Runs a query on a snapshot of its own. Raises QueryError when it takes longer than allowed."""
-        with self.reading(query.windows, query.tables, single=not query.windows) as reading:
-            return reading.select(query.sql, query.parameters)
+        with self.reading(single=not query.windows, has_latest=query.has_latest) as reading:
+            sql = query.sql
+            if query.windows:
+                sql = with_rows(sql, self.sealed_in(reading), query.windows, query.tables)
+            return reading.select(sql, query.parameters)
 
     @contextlib.contextmanager
     def reading(
         self,
         windows: Sequence[Window] = (),
-        tables: Mapping[str, Sequence[str]] = WHOLE,
         *,
         single: bool = False,
+        has_latest: bool = True,
     ) -> Iterator[Reading]:
-        """A snapshot of everything, for several statements or a `single` one. Where windows are given (naive UTC),
-        there are relations by the names of these tables, with these columns and the rows within the windows at
-        least. Raises QueryError."""
+        """A snapshot of everything, for several statements or a `single` one; of `live.latest` where it
+        `has_latest`. Where windows are given (naive UTC), there are the relations `samples` and `pod_usage`, with
+        the rows within the windows at least. Raises QueryError."""
         database = self._database
         if database is None:
             raise QueryError("the store is not open yet; try again in a moment", status=503)
@@ -144,12 +147,12 @@ class Store:
                 self._as_reader(),
                 database.reading(self._query_timeout, single=single) as reading,
             ):
-                if not single:
+                if has_latest and not single:
                     # DuckDB's snapshot of each database begins with the first look at it. What `live.latest` has
                     # by now is in the rows, whose snapshot begins later.
                     reading.select("SELECT 1 FROM live.latest LIMIT 1")
                 if windows:
-                    for statement in views(self.sealed_in(reading), windows, tables):
+                    for statement in views(self.sealed_in(reading), windows):
                         reading.select(statement)
                 yield reading
         except UnreadableFile:

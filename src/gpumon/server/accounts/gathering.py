@@ -80,13 +80,14 @@ def gather(
     kinds: frozenset[str],
     fine_from: datetime = datetime.max,
 ) -> Gathered:
-    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`. From
-    `fine_from` on (naive UTC) the span has fine cells where it can."""
+    """Makes the cells that are not kept, of these kinds at least, in a temporary table `edge_cells`, where there
+    are such. From `fine_from` on (naive UTC) the span has fine cells where it can."""
     start, end = utc(span.start), utc(span.end)
     known = reading.coverage(start - KNOWN_FOR, end, fine_from)
     before = plan(start - KNOWN_FOR, start, known)
     within = plan(start, end, known, fine_from)
-    reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
+    if _has_edges(before, within):
+        reading.select(f"CREATE OR REPLACE TEMP TABLE edge_cells {CREATE_CELLS}")
     raw = list(pieces_of_length(within.raw, _length_of_pieces(reading, within.raw)))
     for piece in raw:
         rolling.roll(
@@ -106,10 +107,14 @@ def _gathered(
             *_chosen("day_cells", [*before.days, *within.days], values),
             *_chosen("hour_cells", [*before.hours, *within.hours], values),
             *_chosen("fine_cells", [*before.fine, *within.fine], values),
-            f"SELECT {_CELL} FROM edge_cells",
+            *([f"SELECT {_CELL} FROM edge_cells"] if _has_edges(before, within) else []),
         ]
     )
     return Gathered(f"cells AS NOT MATERIALIZED ({chosen}), {FLEET}", values, before, within, pieces, reach)
+
+
+def _has_edges(before: Plan, within: Plan) -> bool:
+    return bool(before.raw or within.raw)
 
 
 def _chosen(table: str, runs: Sequence[Run], parameters: dict[str, Any]) -> list[str]:
