@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ from gpumon.server import pace, sources
 from gpumon.server.engine import Engine
 from tests.samples import sample
 from tests.server.conftest import Serve, serving, settings_for
-from tests.server.test_sealed_answers import NEVER, Client, served
+from tests.server.test_sealed_answers import NEVER, served
 from tests.server.test_sealed_days import seal_here
 from tests.server.test_store import SEED, figures, old_line, put
 
@@ -341,64 +341,3 @@ def test_what_is_appended_between_two_looks_at_a_file_is_not_taken_for_an_edit(
         assert len(posted) == 2
         assert client.post("/api/gpu/statistics", json={}).json()["data"]["samples"] == 2
         assert forgotten == []
-
-
-PAST = "gpu_metrics_20261123.csv"
-
-
-def samples(client: Client, engine: Engine) -> int:
-    engine.index.catchup.refresh()
-    return int(client.post("/api/gpu/statistics", json={}).json()["data"]["samples"])
-
-
-def test_a_file_that_is_unpacked_to_look_into_it_counts_once(tmp_path: Path) -> None:
-    text = "\n".join([SEED, *(old_line(hour) for hour in range(20)), ""])
-    plain, packed = tmp_path / PAST, tmp_path / f"{PAST}.gz"
-    packed.write_bytes(gzip.compress(text.encode()))
-    with served(tmp_path, "UTC", datetime(2026, 11, 24, 23, tzinfo=UTC)) as (client, engine):
-        assert samples(client, engine) == 20
-        for so_far in (text[:200], text[:-1], text):
-            plain.write_text(so_far)
-            assert samples(client, engine) == 20
-        packed.unlink()  # it was wanted unpacked after all
-        assert samples(client, engine) == 20
-        packed.write_bytes(gzip.compress(text.encode()))
-        plain.write_text(f"{text}{old_line(20)}\n")
-        assert samples(client, engine) == 21
-        plain.unlink()
-        assert samples(client, engine) == 20
-
-
-def test_files_of_one_name_that_differ_count_both(tmp_path: Path) -> None:
-    put(tmp_path, PAST, SEED, old_line(10), old_line(11))
-    other = f"{SEED}\n{old_line(12)}\n{old_line(13)}\n".encode()
-    (tmp_path / f"{PAST}.gz").write_bytes(gzip.compress(other))
-    with served(tmp_path, "UTC", datetime(2026, 11, 24, 23, tzinfo=UTC)) as (client, engine):
-        assert samples(client, engine) == 4
-
-
-def test_todays_file_may_be_packed_beside_itself(tmp_path: Path) -> None:
-    with served(tmp_path, "UTC", datetime(2026, 11, 24, 18, tzinfo=UTC)) as (client, engine):
-        client.post("/api/receive-data", json=[sample()])
-        today = (tmp_path / TODAY).read_bytes()
-        (tmp_path / f"{TODAY}.gz").write_bytes(gzip.compress(today))
-        assert samples(client, engine) == 1
-        for gpu in (1, 2):
-            client.post("/api/receive-data", json=[sample(gpu_id=gpu)])
-            assert samples(client, engine) == 1 + gpu
-
-
-def test_a_day_is_sealed_of_the_files_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seal_here(monkeypatch)
-    text = f"{SEED}\n{old_line(10)}\n".encode()
-    (tmp_path / f"{TODAY}.gz").write_bytes(gzip.compress(text))
-    (tmp_path / TODAY).write_bytes(text)
-    with served(tmp_path, "UTC", datetime(2026, 11, 26, tzinfo=UTC)) as (client, engine):
-        assert samples(client, engine) == 1
-        engine.index.sealer.seal_rows(date(2026, 11, 24), NEVER)
-        (sealed,) = engine.index.shelf.days.values()
-        assert [file.name for file in sealed.files] == [f"{TODAY}.gz"]
-        assert samples(client, engine) == 1
-        (tmp_path / TODAY).unlink()
-        assert samples(client, engine) == 1
-        assert list(engine.index.shelf.days.values()) == [sealed]

@@ -7,8 +7,8 @@ ingest              the queue in front of the disk and its one writer; journal (
 csvlog              the daily CSV files, the truth; parts, healing, disk, days (names of files), retention, tables
                     (the three kinds)
 index               all that is made of the CSVs: store (the database; alarms end what takes too long), catchup
-                    (pace, leftout), copies (which files count), sources, arrivals and loading (how rows get
-                    there), rolling, touched (rollups of accounts)
+                    (pace, leftout), sources, arrivals and loading (how rows get there), rolling, touched (rollups
+                    of accounts)
 sealer, sealing     days as Parquet: shelf, adoption; manifest, sealedfolders, sealedtables, sealedfiles (what the
                     disk, the store and retention know of them), scrubbing (whether they are still whole)
 reader              the old program's questions; queries, figures

@@ -19,7 +19,6 @@ from typing import Final
 from gpumon.errors import StorageError
 from gpumon.server.adoption import Adoption
 from gpumon.server.arrivals import Arrivals, Stretch
-from gpumon.server.copies import CountedFiles
 from gpumon.server.database import DatabaseError
 from gpumon.server.days import DayFile, FileNames
 from gpumon.server.disk import seen
@@ -57,7 +56,6 @@ class CatchUp:
         shelf: Shelf,
         folder: Path,
         names: FileNames,
-        counted_files: CountedFiles,
         committed_sizes: Callable[[], dict[str, int]],
         wrote: Callable[[str, int], bool],
         take_replaced: Callable[[], set[str]],
@@ -69,7 +67,6 @@ class CatchUp:
         self._shelf = shelf
         self._folder = folder
         self._names = names
-        self._counted_files = counted_files
         self._committed_sizes = committed_sizes
         self._wrote = wrote
         self._take_replaced = take_replaced
@@ -182,11 +179,12 @@ class CatchUp:
         self._store.remember_latest()
 
     def _load_changes(self) -> None:
-        found = {
-            name: file
-            for name, file in self._counted_files.there().items()
-            if not self._shelf.is_leaving(name, file[0].day)
-        }
+        found: dict[str, tuple[DayFile, int, int]] = {}
+        for path in self._folder.iterdir():
+            day_file = self._names.parse(path.name)
+            there = None if day_file is None else seen(path)
+            if day_file is not None and there is not None and not self._shelf.is_leaving(path.name, day_file.day):
+                found[path.name] = (day_file, *there)
         # After the look at the folder: see OpenParts._begin. All at one moment, so that of a commit to several
         # files everything is loaded or nothing.
         committed = self._committed_sizes()

@@ -20,7 +20,6 @@ from gpumon.errors import StorageError
 from gpumon.server.accounts.cells import CREATE_CELLS
 from gpumon.server.arrivals import Arrivals
 from gpumon.server.catchup import CatchUp
-from gpumon.server.copies import CountedFiles
 from gpumon.server.days import FileNames
 from gpumon.server.rolling import Roller
 from gpumon.server.scrubbing import Scrubber
@@ -80,7 +79,6 @@ class Index:
             self.store, self.arrivals, self.touched, folder, names, zone, sealing_stamps(zone.key, stale_after)
         )
         self.sealed_files = SealedFiles(self.store, self.shelf, names)
-        counted_files = CountedFiles(folder, names, committed_sizes)
         self.catchup = CatchUp(
             self.store,
             self.arrivals,
@@ -88,7 +86,6 @@ class Index:
             self.shelf,
             folder,
             names,
-            counted_files,
             committed_sizes,
             wrote,
             take_replaced,
@@ -101,7 +98,6 @@ class Index:
             folder=folder,
             zone=zone,
             names=names,
-            counted_files=counted_files,
             committed_sizes=committed_sizes,
             exclusively=self.catchup.exclusively,
             now=now,

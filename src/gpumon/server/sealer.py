@@ -24,7 +24,6 @@ from gpumon.errors import StorageError
 from gpumon.server import manifest
 from gpumon.server.accounts.cells import HOUR
 from gpumon.server.arrivals import Stretch
-from gpumon.server.copies import CountedFiles
 from gpumon.server.days import FileNames
 from gpumon.server.disk import seen
 from gpumon.server.manifest import CellsManifest, RawManifest
@@ -55,7 +54,6 @@ class Sealer:
         *,
         folder: Path,
         names: FileNames,
-        counted_files: CountedFiles,
         zone: ZoneInfo,
         committed_sizes: Callable[[], dict[str, int]],
         exclusively: Callable[[], AbstractContextManager[object]],
@@ -69,7 +67,6 @@ class Sealer:
         self._touched = touched
         self._folder = folder
         self._names = names
-        self._counted_files = counted_files
         self._zone = zone
         self._committed_sizes = committed_sizes
         self._exclusively = exclusively
@@ -197,11 +194,16 @@ class Sealer:
 
     def _files_of(self, day: date) -> list[dict[str, Any]]:
         committed = self._committed_sizes()
-        return [
-            {"name": name, "bytes": committed.get(name, size), "mtime_ns": mtime_ns}
-            for name, (day_file, size, mtime_ns) in sorted(self._counted_files.there().items())
-            if day_file.day == day and day_file.table in SEALABLE
-        ]
+        files = []
+        for path in sorted(self._folder.iterdir()):
+            day_file = self._names.parse(path.name)
+            there = None if day_file is None else seen(path)
+            if day_file is None or there is None or day_file.day != day or day_file.table not in SEALABLE:
+                continue
+            size, mtime_ns = there
+            length = committed.get(path.name, size)
+            files.append({"name": path.name, "bytes": length, "mtime_ns": mtime_ns})
+        return files
 
     def _tails(self, raw: RawManifest) -> Iterator[Stretch]:
         """What was appended while the day was being sealed."""
