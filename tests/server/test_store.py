@@ -226,10 +226,14 @@ def test_a_timestamp_with_an_offset_is_that_instant_in_an_old_file_too(
         "2026-10-25T01:30:00Z": "2026-10-25T01:30:00.000Z",  # in Berlin it is 02:30 for the second time
         "2026-10-25T09:30:00+08:00": "2026-10-25T01:30:00.000Z",
         "2026-10-25 07:00:00.25+0530": "2026-10-25T01:30:00.250Z",
+        "2026-10-24 22:00-03:30 ": "2026-10-25T01:30:00.000Z",
+        "2026-10-25 1:30:00 Z": "2026-10-25T01:30:00.000Z",
         "2026-10-25 12:00:00": None,
     }
+    beyond = ("294247-01-10T03:00:00Z", "294247-01-10 04:00:54.7758 Z", "290309-12-22 (BC) 00:00:00 Etc/GMT-14",
+              "9999-12-31 23:59:59Z")  # fmt: skip
     lines = [old_line(0, gpu=gpu).replace("2026-11-24 00:00:00", text) for gpu, text in enumerate(told)]
-    harm = ["no line", old_line(0).replace("2026-11-24 00:00:00", "294247-01-10T03:00:00Z")]
+    harm = ["no line", *(old_line(0).replace("2026-11-24 00:00:00", text) for text in beyond)]
     put(tmp_path, "gpu_metrics_20261025.csv", SEED, *lines, *(harm if damaged else []))
     with serving(settings_for(tmp_path, server={"timezone": zone})) as client:
         exported = client.get("/api/export", params={"format": "csv", "start": "2026-10-24", "end": "2026-10-27"})

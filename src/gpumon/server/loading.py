@@ -24,6 +24,11 @@ Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 
 _LINE: Final = "line\n"
 """The column of line numbers where there is one. No header has a name with a line break."""
+_TOLD, _AHEAD, _TIME, _HAS_OFFSET = '"told\n"', '"ahead\n"', '"time\n"', '"has offset\n"'
+_WITH_OFFSET: Final = (
+    r"^\s*(\d{4}-\d{1,2}-\d{1,2}[ T]\d{1,2}:\d\d(?::\d\d(?:\.\d*)?)?)\s*(?:Z|([+-](?:0\d|1[0-4])):?([0-5]\d)?)\s*$"
+)
+"""A time, hours and minutes: DuckDB passes over an offset by itself."""
 
 
 def load_piece(
@@ -99,17 +104,16 @@ def _rows(columns: list[str], day_file: DayFile, zone: ZoneInfo, *, tolerant: bo
     """SQL for the rows of a file, whose path is its one parameter."""
     fields = day_file.table.fields
     kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in fields} | {_LINE: "BIGINT"}
-    kinds["timestamp"] = "VARCHAR"  # of which DuckDB would pass over an offset
+    kinds["timestamp"] = "VARCHAR"
     types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
-    local, to_utc = _told(day_file, zone)
+    local, to_utc = _local_and_utc(day_file, zone)
     cells = [_cell(field, columns, local, to_utc, tolerant=tolerant) for field in fields]
     if _LINE in columns:
         cells.append(_quoted(_LINE))
-    return f"""
-        SELECT {", ".join(cells)}
-        FROM read_csv(?, columns = {types}, auto_detect = false, header = false, delim = ',', quote = '"',
-                      escape = '"', null_padding = true, ignore_errors = true, strict_mode = false)
-        """
+    source = f"""
+        read_csv(?, columns = {types}, auto_detect = false, header = false, delim = ',', quote = '"',
+                 escape = '"', null_padding = true, ignore_errors = true, strict_mode = false)"""
+    return f"SELECT {', '.join(cells)} FROM {_told(source)}"
 
 
 def _reasons(
@@ -166,18 +170,34 @@ def _plausible(instant: str) -> str:
     return f"CASE WHEN {inside} THEN {instant} END"
 
 
-def _told(day_file: DayFile, zone: ZoneInfo) -> tuple[str, str]:
-    """SQL for the local time and the instant that the text `timestamp` tells, near the file's day."""
+def _told(source: str) -> str:
+    """SQL for rows with what the text `timestamp` tells: a time, and by how many seconds it is ahead of UTC, where
+    it says so."""
+    text, form = '"timestamp"', f"'{_WITH_OFFSET}'"
+    time_of, hours, minutes = (f"regexp_extract({text}, {form}, {group})" for group in (1, 2, 3))
+    sign = f"CASE WHEN {hours} LIKE '-%' THEN -1 ELSE 1 END"
+    ahead = f"{_number(hours)} * 3600 + {sign} * {_number(minutes)} * 60"
+    return f"""
+        (SELECT *, {_plausible(_TIME)} AS {_TOLD}, CASE WHEN {_HAS_OFFSET} THEN {ahead} END AS {_AHEAD}
+         FROM (SELECT *, (length({text}) <> 19 OR {text} LIKE '%Z') AND regexp_matches({text}, {form})
+                         AS {_HAS_OFFSET},
+                      TRY_CAST(CASE WHEN {_HAS_OFFSET} THEN {time_of} ELSE {text} END AS TIMESTAMP) AS {_TIME}
+               FROM {source}))"""
+
+
+def _number(text: str) -> str:
+    return f"coalesce(TRY_CAST({text} AS INTEGER), 0)"
+
+
+def _local_and_utc(day_file: DayFile, zone: ZoneInfo) -> tuple[str, str]:
+    """SQL for the local time and the instant that were told, near the file's day."""
     noon = datetime.combine(day_file.day, time(12), tzinfo=UTC).replace(tzinfo=None)
     around = noon - timedelta(days=2), noon + timedelta(days=2)
-    text = '"timestamp"'
-    has_offset = f"length({text}) > 19 AND regexp_matches({text}, '(Z|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$')"
-    exact = _plausible(
-        f"make_timestamp(epoch_us(CASE WHEN {has_offset} THEN TRY_CAST({text} AS TIMESTAMPTZ) END))"
+    exact = f"({_TOLD} - to_seconds({_AHEAD}))"
+    local = (
+        f"CASE WHEN {_AHEAD} IS NULL THEN {_TOLD} ELSE {_shifted(exact, '+', local_offsets(*around, zone))} END"
     )
-    here = _shifted(exact, "+", local_offsets(*around, zone))
-    local = _plausible(f"coalesce({here}, TRY_CAST({text} AS TIMESTAMP))")
-    return local, f"coalesce({exact}, {_shifted(local, '-', utc_offsets(*around, zone))})"
+    return local, f"coalesce({exact}, {_shifted(_TOLD, '-', utc_offsets(*around, zone))})"
 
 
 def _shifted(moment: str, sign: str, offsets: Offsets) -> str:
