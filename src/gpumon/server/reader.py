@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
-from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -23,6 +22,8 @@ from gpumon.server.tables import POD_USAGE, SAMPLES
 
 REALTIME_MINUTES = 5
 _EARLIEST = date(1970, 1, 1)
+_READINGS = 3
+"""Where a row of `select_by_hour` has their number."""
 Answer = dict[str, Any]
 
 
@@ -196,17 +197,14 @@ class Reader:
 
     def _by_hour(self, wanted: Filter) -> tuple[dict[tuple[date, int], Figures], date | None]:
         """Of each hour with readings; and the first day with rows of those asked for."""
-        rows = sorted(self._store.select(queries.select_by_hour(wanted)), key=itemgetter(0, 1))
+        rows = self._store.select(queries.select_by_hour(wanted))
         found: dict[tuple[date, int], Figures] = {}
-        for day, hour, total, readings, *others in rows:
-            if not readings:
-                continue
-            figures = Figures(total, readings, *others)
+        for day, hour, *figures in sorted(row for row in rows if row[_READINGS]):
             if (before := found.get((day, hour))) is None:
-                found[day, hour] = figures
+                found[day, hour] = Figures(*figures)
             else:
-                before.add(figures)
-        return found, rows[0][0] if rows else None
+                before.add(Figures(*figures))
+        return found, min((day for day, *_ in rows), default=None)
 
     def _chart(self, wanted: Filter, found: Iterable[Figures], items: list[Answer]) -> Answer:
         return {
