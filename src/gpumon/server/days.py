@@ -7,7 +7,7 @@ A day's rows of a table stand in `<prefix>_YYYYMMDD.csv` and, where the day has 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -21,8 +21,6 @@ _PREFIXES = {POD_USAGE: "pod_usage", POD_LABELS: "pods"}
 FIRST_DAY, LAST_DAY = date(1700, 1, 1), date(2199, 12, 31)
 """Between them a time can be reckoned with, also some days before it or after. A file or a line of any other day
 is none; no setting lets a sample be so old."""
-
-Offsets = list[tuple[datetime, timedelta]]
 
 _REMEMBERED = 10_000
 """Names are asked for again with each query."""
@@ -102,42 +100,37 @@ def days_between(first: date, last: date) -> Iterator[date]:
         yield first + timedelta(days=offset)
 
 
-def utc_offsets(first: datetime, last: datetime, zone: ZoneInfo) -> Offsets:
+def utc_offsets(first: datetime, last: datetime, zone: ZoneInfo) -> list[tuple[datetime, timedelta]]:
     """How to turn the zone's local times from `first` to `last` (both naive) into UTC: pairs of (local time
     from which it holds, offset to subtract), ascending. A local time that occurs twice is the first."""
-    return _offsets(first, last, lambda local: local.replace(tzinfo=zone))
-
-
-def local_offsets(first: datetime, last: datetime, zone: ZoneInfo) -> Offsets:
-    """How to turn instants of UTC from `first` to `last` (both naive) into the zone's local times: pairs of
-    (instant from which it holds, offset to add), ascending."""
-    return _offsets(first, last, lambda instant: instant.replace(tzinfo=UTC).astimezone(zone))
-
-
-def _offsets(first: datetime, last: datetime, in_zone: Callable[[datetime], datetime]) -> Offsets:
-    def offset_at(moment: datetime) -> timedelta:
-        offset = in_zone(moment).utcoffset()
-        assert offset is not None
-        return offset
-
-    offsets = [(first, offset_at(first))]
-    before = first
-    while before < last:
-        after = min(before + timedelta(hours=12), last)
-        if offset_at(after) != offsets[-1][1]:
-            offsets.append((_change(before, after, offset_at), offset_at(after)))
-        before = after
+    offsets: list[tuple[datetime, timedelta]] = []
+    moment = first
+    while moment <= last:
+        offset = _offset(moment, zone)
+        if not offsets:
+            offsets.append((moment, offset))
+        elif offsets[-1][1] != offset:
+            offsets.append((_change(moment - timedelta(hours=12), moment, zone), offset))
+        moment += timedelta(hours=12)
+    if offsets and _offset(last, zone) != offsets[-1][1]:
+        offsets.append((_change(moment - timedelta(hours=12), last, zone), _offset(last, zone)))
     return offsets
 
 
-def _change(before: datetime, after: datetime, offset_at: Callable[[datetime], timedelta]) -> datetime:
+def _offset(local: datetime, zone: ZoneInfo) -> timedelta:
+    offset = local.replace(tzinfo=zone).utcoffset()
+    assert offset is not None
+    return offset
+
+
+def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
     """The first whole second in (before, after] with the offset of `after`."""
-    wanted = offset_at(after)
+    wanted = _offset(after, zone)
     while after - before > timedelta(seconds=1):
         middle = (before + (after - before) / 2).replace(microsecond=0)
         if middle <= before:
             break
-        if offset_at(middle) == wanted:
+        if _offset(middle, zone) == wanted:
             after = middle
         else:
             before = middle

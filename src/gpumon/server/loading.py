@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from gpumon.model.field import Field
 from gpumon.server.damage import MAX_KEPT, Damage, copy_sound_lines, note_unplaced
 from gpumon.server.database import DatabaseError
-from gpumon.server.days import FIRST_DAY, LAST_DAY, DayFile, Offsets, local_offsets, utc_offsets
+from gpumon.server.days import FIRST_DAY, LAST_DAY, DayFile, utc_offsets
 
 Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 """Runs SQL with parameters and gives its rows; raises DatabaseError."""
@@ -24,11 +24,6 @@ Execute = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 
 _LINE: Final = "line\n"
 """The column of line numbers where there is one. No header has a name with a line break."""
-_TOLD, _AHEAD, _TIME, _HAS_OFFSET = '"told\n"', '"ahead\n"', '"time\n"', '"has offset\n"'
-_WITH_OFFSET: Final = (
-    r"^\s*(\d{4}-\d{1,2}-\d{1,2}[ T]\d{1,2}:\d\d(?::\d\d(?:\.\d*)?)?)\s*(?:Z|([+-](?:0\d|1[0-4])):?([0-5]\d)?)\s*$"
-)
-"""A time, hours and minutes: DuckDB passes over an offset by itself."""
 
 
 def load_piece(
@@ -91,29 +86,35 @@ def insert_lines(
 
     Strictly, a line with a cell that is not of its column's type is left out, which is twice as fast; tolerantly,
     such a cell is NULL. Raises DatabaseError where DuckDB can't read the file at all."""
-    rows = _rows(columns, day_file, zone, tolerant=tolerant)
+    rows, parameters = _rows(path, columns, day_file, zone, tolerant=tolerant)
     identity = " AND ".join(f"{name} IS NOT NULL" for name in day_file.table.identity)
     fields = ", ".join(day_file.table.columns)
     counted = execute(
-        f"INSERT INTO {target} SELECT {fields}, ? AS file FROM ({rows}) WHERE {identity}", [source, str(path)]
+        f"INSERT INTO {target} SELECT {fields}, ? AS file FROM ({rows}) WHERE {identity}", [source, *parameters]
     )
     return int(counted[0][0])
 
 
-def _rows(columns: list[str], day_file: DayFile, zone: ZoneInfo, *, tolerant: bool) -> str:
-    """SQL for the rows of a file, whose path is its one parameter."""
+def _rows(
+    path: Path, columns: list[str], day_file: DayFile, zone: ZoneInfo, *, tolerant: bool
+) -> tuple[str, list[Any]]:
+    """SQL for the rows of a file, and its parameters."""
     fields = day_file.table.fields
     kinds = {field.name: "VARCHAR" if tolerant else field.sql_type for field in fields} | {_LINE: "BIGINT"}
-    kinds["timestamp"] = "VARCHAR"
     types = "{" + ", ".join(f"{_quoted(name)}: '{kinds.get(name, 'VARCHAR')}'" for name in columns) + "}"
-    local, to_utc = _local_and_utc(day_file, zone)
+    local = _plausible('TRY_CAST("timestamp" AS TIMESTAMP)' if tolerant else '"timestamp"')
+    to_utc, parameters = _local_to_utc(local, day_file, zone)
     cells = [_cell(field, columns, local, to_utc, tolerant=tolerant) for field in fields]
     if _LINE in columns:
         cells.append(_quoted(_LINE))
-    source = f"""
-        read_csv(?, columns = {types}, auto_detect = false, header = false, delim = ',', quote = '"',
-                 escape = '"', null_padding = true, ignore_errors = true, strict_mode = false)"""
-    return f"SELECT {', '.join(cells)} FROM {_told(source)}"
+    return (
+        f"""
+        SELECT {", ".join(cells)}
+        FROM read_csv(?, columns = {types}, auto_detect = false, header = false, delim = ',', quote = '"',
+                      escape = '"', null_padding = true, ignore_errors = true, strict_mode = false)
+        """,
+        [*parameters, str(path)],
+    )
 
 
 def _reasons(
@@ -127,20 +128,20 @@ def _reasons(
 ) -> dict[int, str | None]:
     """Why numbered lines are no rows, by number, for the first of them: what of a row's identity can't be read.
     None stands for any line that DuckDB does not give, some of which were not among the numbered ones."""
-    rows = _rows(columns, day_file, zone, tolerant=True)
+    rows, parameters = _rows(path, columns, day_file, zone, tolerant=True)
     identity = day_file.table.identity
     unread = ", ".join(f"CASE WHEN {name} IS NULL THEN '{name}' END" for name in identity)
     without = " OR ".join(f"{name} IS NULL" for name in identity)
     found = execute(
         f"SELECT {_quoted(_LINE)}, concat_ws(', ', {unread}) FROM ({rows}) WHERE {without} LIMIT {MAX_KEPT}",
-        [str(path)],
+        parameters,
     )
     reasons: dict[int, str | None] = {line: f"its {names} can't be read" for line, names in found}
     if len(found) < min(unplaced, MAX_KEPT):
         given = f"SELECT {_quoted(_LINE)} AS line FROM ({rows})"
         left_out = execute(
             f"SELECT line FROM range(1, ?) AS all_of(line) ANTI JOIN ({given}) USING (line)",
-            [lines + 1, str(path)],
+            [lines + 1, *parameters],
         )
         reasons |= {line: None for (line,) in left_out}
     return reasons
@@ -170,44 +171,16 @@ def _plausible(instant: str) -> str:
     return f"CASE WHEN {inside} THEN {instant} END"
 
 
-def _told(source: str) -> str:
-    """SQL for rows with what the text `timestamp` tells: a time, and by how many seconds it is ahead of UTC, where
-    it says so."""
-    text, form = '"timestamp"', f"'{_WITH_OFFSET}'"
-    time_of, hours, minutes = (f"regexp_extract({text}, {form}, {group})" for group in (1, 2, 3))
-    sign = f"CASE WHEN {hours} LIKE '-%' THEN -1 ELSE 1 END"
-    ahead = f"{_number(hours)} * 3600 + {sign} * {_number(minutes)} * 60"
-    return f"""
-        (SELECT *, {_plausible(_TIME)} AS {_TOLD}, CASE WHEN {_HAS_OFFSET} THEN {ahead} END AS {_AHEAD}
-         FROM (SELECT *, (length({text}) <> 19 OR {text} LIKE '%Z') AND regexp_matches({text}, {form})
-                         AS {_HAS_OFFSET},
-                      TRY_CAST(CASE WHEN {_HAS_OFFSET} THEN {time_of} ELSE {text} END AS TIMESTAMP) AS {_TIME}
-               FROM {source}))"""
-
-
-def _number(text: str) -> str:
-    return f"coalesce(TRY_CAST({text} AS INTEGER), 0)"
-
-
-def _local_and_utc(day_file: DayFile, zone: ZoneInfo) -> tuple[str, str]:
-    """SQL for the local time and the instant that were told, near the file's day."""
+def _local_to_utc(local: str, day_file: DayFile, zone: ZoneInfo) -> tuple[str, list[Any]]:
+    """SQL for the UTC instant of a local time near the file's day, and its parameters."""
     noon = datetime.combine(day_file.day, time(12), tzinfo=UTC).replace(tzinfo=None)
-    around = noon - timedelta(days=2), noon + timedelta(days=2)
-    exact = f"({_TOLD} - to_seconds({_AHEAD}))"
-    local = (
-        f"CASE WHEN {_AHEAD} IS NULL THEN {_TOLD} ELSE {_shifted(exact, '+', local_offsets(*around, zone))} END"
-    )
-    return local, f"coalesce({exact}, {_shifted(_TOLD, '-', utc_offsets(*around, zone))})"
-
-
-def _shifted(moment: str, sign: str, offsets: Offsets) -> str:
-    """SQL for a time that is shifted by the offset that holds then."""
-    (_, first), *later = offsets
-    sql = f"{moment} {sign} to_seconds({first.total_seconds()})"
-    for start, offset in later:
-        then = f"{moment} {sign} to_seconds({offset.total_seconds()})"
-        sql = f"CASE WHEN {moment} >= TIMESTAMP '{start}' THEN {then} ELSE {sql} END"
-    return f"({sql})"
+    offsets = utc_offsets(noon - timedelta(days=2), noon + timedelta(days=2), zone)
+    sql = f"{local} - to_seconds(?)"
+    parameters: list[Any] = [offsets[0][1].total_seconds()]
+    for start, offset in offsets[1:]:
+        sql = f"CASE WHEN {local} >= ? THEN {local} - to_seconds(?) ELSE {sql} END"
+        parameters = [start, offset.total_seconds(), *parameters]
+    return f"({sql})", parameters
 
 
 def _quoted(name: str) -> str:
