@@ -55,7 +55,7 @@ def views(sealed: Iterable[SealedRaw], windows: Sequence[Window]) -> list[str]:
     """Statements that make relations, with all rows within the windows (naive UTC) at least."""
     return [
         f"CREATE OR REPLACE TEMP VIEW {table} AS {rows}"
-        for table, rows in _touched(sealed, windows, WHOLE).items()
+        for table, rows in _relations(sealed, windows, WHOLE).items()
     ]
 
 
@@ -64,7 +64,7 @@ def with_rows(
 ) -> str:
     """A query with these relations in itself: to make views for one takes as long as to read a few minutes."""
     relations = ", ".join(
-        f"{table} AS NOT MATERIALIZED ({rows})" for table, rows in _touched(sealed, windows, tables).items()
+        f"{table} AS NOT MATERIALIZED ({rows})" for table, rows in _relations(sealed, windows, tables).items()
     )
     query = sql.strip()
     return f"WITH {relations}, {query[5:]}" if query.startswith("WITH ") else f"WITH {relations} {query}"
@@ -96,7 +96,7 @@ def sealed_rows(columns: Sequence[str], files: Mapping[int, Path]) -> str:
     )
 
 
-def _touched(
+def _relations(
     sealed: Iterable[SealedRaw], windows: Sequence[Window], tables: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     touched = [raw for raw in sealed if any(raw.touches(window) for window in windows)]
